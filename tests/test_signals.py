@@ -1,10 +1,11 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from rcnn.signals import TERMINATION, Terminated, patient, termination_interrupts
+from rcnn.signals import TERMINATION, Terminated, patient, termination_interrupts, workers_unheard
 
 
 @pytest.mark.parametrize("number", TERMINATION)
@@ -63,3 +64,43 @@ def test_a_handler_of_the_caller_stays() -> None:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]
     assert not request.is_set()
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """A handler of SIGCHLD like torch's, and the signals that it has received."""
+    received = list[int]()
+
+    def lost(number: int, _: object) -> None:
+        received.append(number)
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    before = signal.signal(signal.SIGCHLD, lost)
+    yield received
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_the_loss_of_a_worker_is_reported_after_the_block(handled: list[int]) -> None:
+    def block() -> None:
+        with workers_unheard():
+            with workers_unheard():
+                signal.raise_signal(signal.SIGCHLD)
+            signal.raise_signal(signal.SIGCHLD)
+            assert not handled
+
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        block()
+    assert handled == [signal.SIGCHLD]
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        signal.raise_signal(signal.SIGCHLD)
+
+
+def test_an_error_of_the_block_is_not_replaced_by_the_loss_of_a_worker(handled: list[int]) -> None:
+    def block() -> None:
+        with workers_unheard():
+            signal.raise_signal(signal.SIGCHLD)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        block()
+    assert not handled

@@ -35,7 +35,12 @@ class StopRequest(threading.Event):
 
     def error(self) -> KeyboardInterrupt:
         """Return the error that the signal means."""
-        return KeyboardInterrupt() if self.number == signal.SIGINT else Terminated(self.number)
+        return interruption(self.number)
+
+
+def interruption(number: int) -> KeyboardInterrupt:
+    """Return the error that a signal means."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
 @contextmanager
@@ -84,6 +89,27 @@ def patient() -> Iterator[StopRequest]:
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def workers_unheard() -> Iterator[None]:
+    """Postpone the handler of SIGCHLD to the end of the block, unless the block raises.
+
+    torch's handler raises an error if a loader process was lost, and would interrupt a step in the middle.
+    """
+    number = getattr(signal, "SIGCHLD", None)
+    handler = None if number is None else signal.getsignal(number)
+    if number is None or not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = list[int]()
+    signal.signal(number, lambda *_: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+    if received:
+        handler(number, None)
 
 
 def _terminate(number: int, _: FrameType | None) -> None:

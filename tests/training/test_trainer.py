@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,29 @@ def test_ctrl_c_that_ends_the_workers_first_loses_nothing(monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt if pressed else RuntimeError):
         trainer_of(items(), Progress(step=4, place=4)).run_steps(interrupted)
     assert saved == [4] * pressed
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_worker_that_ends_during_a_step_does_not_interrupt_it(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    interrupted, saved, step = StopRequest(), list[int](), Trainer.step
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    def ends(trainer: Trainer, *arguments: Any) -> StepLosses:
+        interrupted.set()
+        signal.raise_signal(signal.SIGCHLD)
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", ends)
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self: saved.append(self.state.progress.step))
+    before = signal.signal(signal.SIGCHLD, lost)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer_of(map(pieces.item, range(9)), ahead=ahead).run_steps(interrupted)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert saved == [1]
 
 
 @pytest.mark.parametrize(

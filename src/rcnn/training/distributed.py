@@ -4,11 +4,13 @@ They use NCCL on CUDA and gloo on the CPU. A single process is a world of size 1
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rcnn.errors import SettingsError
+from rcnn.errors import SettingsError, TrainingError
 from rcnn.runtime.eager import choose_device
+from rcnn.training.peers import LOST, Peers, connect
 
 Item = TypeVar("Item")
 
@@ -31,11 +34,13 @@ class Distributed:
         device: device of this process.
         rank: number of this process, 0..world - 1; process 0 writes files and prints.
         world: number of processes.
+        peers: watch over the other processes. None: there are no others.
     """
 
     device: torch.device
     rank: int = 0
     world: int = 1
+    peers: Peers | None = None
 
     @property
     def writer(self) -> bool:
@@ -55,6 +60,19 @@ class Distributed:
         items: list[Item] = [item] * self.world
         dist.all_gather_object(items, item)
         return items
+
+    def watched(self, folder: Path) -> AbstractContextManager[None]:
+        """Return a context that ends within seconds of the loss of another process, even if an exchange waits for it.
+
+        Args:
+            folder: folder of the run, which can be resumed.
+        """
+        return self.peers.watched(f"{LOST}. Resume with: rcnn train --resume {folder}") if self.peers else nullcontext()
+
+    def part(self) -> None:
+        """End the exchange in agreement with all other processes, none of which is lost when it ends."""
+        if self.peers:
+            self.peers.part()
 
     def wrap(self, module: nn.Module, accumulate: int = 1) -> nn.Module:
         """Wrap a module whose forward is a loss: gradients are averaged over processes after each backward pass.
@@ -140,19 +158,39 @@ def join_processes(device: str, batches: Sequence[int] = ()) -> Iterator[Distrib
     if world == 1:
         yield Distributed(chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    with _losses_explained():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        alone = Distributed(chosen, dist.get_rank(), dist.get_world_size())
+        peers = connect(alone.rank, alone.world, alone.gather)
+        try:
+            yield replace(alone, peers=peers)
+            peers.part()
+        finally:
+            peers.hang_up()
+            with peers.watched(LOST):
+                dist.destroy_process_group()
+                # DDP leaks the group. One of its threads waits for the GIL to drop the tensors of the last exchange,
+                # and aborts the process if it still waits when the interpreter ends. The pause lets it take the GIL.
+                time.sleep(0.1)
+            peers.close()
+
+
+@contextmanager
+def _losses_explained() -> Iterator[None]:
     try:
-        yield Distributed(chosen, dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
-        # DDP leaks the group. One of its threads waits for the GIL to drop the tensors of the last exchange, and aborts
-        # the process if it still waits when the interpreter ends. The pause lets it take the GIL.
-        time.sleep(0.1)
+        yield
+    except TrainingError:
+        raise
+    except RuntimeError as error:
+        if (reason := lost_process(error)) is None:
+            raise
+        raise TrainingError(f"{reason}. Run the command again") from None
 
 
 def lost_process(error: Exception) -> str | None:
     """Return a sentence about a lost process of the training; None: the error is about something else."""
     text = str(error).partition("\n")[0]
     if isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text:
-        return f"another process of this training was lost: {text.rstrip('.')}"
+        reason = re.sub(r"^\[[^]]*\] *", "", text).partition(". ")[0]  # without the line of source code, and advice
+        return f"{LOST} ({reason.rstrip('.')})"
     return None

@@ -31,7 +31,8 @@ def explained(folder: RunFolder) -> Iterator[None]:
         reason = lost_worker(error) or lost_process(error)
         if reason is None:
             raise
-        raise TrainingError(f"{reason}. Resume with: {resume}") from None
+        remedy = "Start again" if checkpoint.latest(folder.checkpoints) is None else f"Resume with: {resume}"
+        raise TrainingError(f"{reason}. {remedy}") from None
     except (OSError, ImageError) as error:
         fault = lost_worker(error) or str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

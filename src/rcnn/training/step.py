@@ -76,6 +76,7 @@ class StepLosses:
                 records = state.loader.dataset.records
                 names = [records[i].name for i in batch.index.tolist() if i != FILLER]
                 images = [name for part in distributed.gather(names) for name in part]
+                distributed.part()
                 raise TrainingError(
                     f"the loss is not finite at step {self.number + 1}: {', '.join(bad)} "
                     f"(learning rate {self.lr:.3g}). Images of the step: {', '.join(images)}. "

@@ -16,9 +16,9 @@ from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
 from rcnn.metrics.table import Metrics
-from rcnn.signals import StopRequest, patient
+from rcnn.signals import StopRequest, interruption, patient, workers_unheard
 from rcnn.training.checkpoint import save_checkpoint
-from rcnn.training.distributed import Distributed, seed_generators, without_sync
+from rcnn.training.distributed import Distributed, lost_process, seed_generators, without_sync
 from rcnn.training.log import Log, memory_gb
 from rcnn.training.recorders import About, Recorders
 from rcnn.training.run_folder import RunFolder
@@ -71,6 +71,7 @@ class Trainer:
     def fit(self) -> tuple[Detector, Metrics]:
         """Train the remaining stages; return the kept detector, loaded from its file, and its scores."""
         with (
+            self.distributed.watched(self.folder.path),
             tf32_allowed(self.settings.train, self.distributed.device),
             self.recorders.running(self._about()) as scores,
         ):
@@ -94,13 +95,13 @@ class Trainer:
         began, first = time.monotonic(), progress.place
         with patient() as interrupted:
             self.run_steps(interrupted)
-        seconds = time.monotonic() - began
-        images = (progress.place - first) * self.state.train.batch
-        progress.seconds += seconds
-        # Saved before validation, so that stopping there loses nothing; weights that are not finite raise here.
-        self.save_checkpoint()
-        if interrupted.is_set():
-            raise interrupted.error()
+            seconds = time.monotonic() - began
+            images = (progress.place - first) * self.state.train.batch
+            progress.seconds += seconds
+            # Saved before validation, so that stopping there loses nothing; weights that are not finite raise here.
+            with workers_unheard():
+                self.save_checkpoint()
+                self.end_together(interrupted)
         row = self.numbers(self.state.learning_rate(progress.step - 1))
         with self.state.ema.applied() if self.state.ema else nullcontext():
             row |= self.validate_and_save()
@@ -143,27 +144,32 @@ class Trainer:
                     read()
                 self.save_checkpoint()
             if requests[INTERRUPT]:
-                raise interrupted.error()
+                self.end_together(interrupted)
 
         batches = state.batches(self.distributed.device)
         try:
             while (number := progress.step + len(queued)) < state.total and (
                 group := list(islice(batches, train.accumulate))
             ):
-                queued.append(self.step(group, number, (self.is_late(), interrupted.is_set())))
-                if len(queued) > self.ahead:
+                with workers_unheard():
+                    queued.append(self.step(group, number, (self.is_late(), interrupted.is_set())))
+                    if len(queued) > self.ahead:
+                        settle()
+            with workers_unheard():
+                while queued:
                     settle()
-            while queued:
-                settle()
         except TrainingError:
             raise
         except (RuntimeError, ChildProcessError) as error:
-            while queued:
-                read()  # a loss that is not finite would be the reason of the error
-            # A signal that is sent to all processes may end the loader's workers first: the last step is complete.
-            if lost_worker(error) and interrupted.wait(SIGNAL_SECONDS):
-                self.save_checkpoint()
-                raise interrupted.error() from None
+            with workers_unheard():
+                while queued:
+                    read()  # a loss that is not finite would be the reason of the error
+                # A signal that is sent to all processes may end the loader's workers first: the last step is complete.
+                if lost_worker(error) and interrupted.wait(SIGNAL_SECONDS):
+                    self.save_checkpoint()
+                    raise interrupted.error() from None
+                if lost_process(error) and interrupted.is_set():  # the signal has ended that process as well
+                    raise interrupted.error() from None
             raise
         finally:
             batches.close()
@@ -263,6 +269,13 @@ class Trainer:
         self._saved = time.monotonic()
         if self.distributed.writer:
             save_checkpoint(self.folder.checkpoints, self.state, self.folder.log_lengths())
+
+    def end_together(self, interrupted: StopRequest) -> None:
+        """Raise the interruption in all processes if a signal has asked one of them to stop."""
+        received = self.distributed.gather(interrupted.number if interrupted.is_set() else None)
+        if numbers := [number for number in received if number is not None]:
+            self.distributed.part()
+            raise interruption(numbers[0])
 
     def is_late(self) -> bool:
         """Return True if a checkpoint is due. Rank 0's clock decides; the others get its request with the losses."""

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -333,6 +334,30 @@ def test_a_process_that_is_killed_or_hangs_is_reported(
     monkeypatch.setattr("rcnn.data.loading.loader.TIMEOUT", timeout)
     with pytest.raises(ChildProcessError, match=f"{reason}.*--workers 0"):
         load(dataset, workers=2)
+
+
+def test_processes_outlive_a_signal_to_the_whole_group(dataset: Dataset) -> None:
+    """They still load what their parent needs to finish its step, and end when it ends them."""
+    loader = Loader(dataset, SETTINGS, training=True, batch=2, workers=2)
+    with closing(loader):
+        batches = loader.epoch(0)
+        next(batches)
+        workers = multiprocessing.active_children()
+        sender = multiprocessing.get_context("fork").Process(
+            target=lambda: [
+                os.kill(worker.pid or 0, number)
+                for worker in workers
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            ]
+        )
+        sender.start()
+        sender.join()
+        assert len(list(batches)) == loader.steps - 1
+        assert all(worker.is_alive() for worker in workers)
+        for worker in workers:
+            worker.terminate()
+            worker.join(60)
+            assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import errno
 import math
 import os
 import pickle
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -235,6 +237,7 @@ class Loader:
                     timeout=TIMEOUT,
                     multiprocessing_context="fork",
                     persistent_workers=True,
+                    worker_init_fn=_outlive_signals,
                 )
             for item in self._processes:
                 yield pickle.loads(item) if isinstance(item, bytes) else item
@@ -274,6 +277,24 @@ def lost_worker(error: Exception) -> str | None:
     else:
         return None
     return f"{what.rstrip('.')}. --workers 0 (data.workers=0) loads without them"
+
+
+def _outlive_signals(_: int) -> None:
+    """Make this loader process ignore signals to end, except those that its parent sends; it also ends with its parent.
+
+    Schedulers, terminals and torchrun send them to all processes at once, and the parent still needs the batches of the
+    step that it finishes.
+    """
+    numbers, parent = {signal.SIGTERM, signal.SIGHUP}, os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(numbers).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 def _check_handles(workers: int) -> None:
