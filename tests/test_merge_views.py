@@ -114,7 +114,7 @@ def test_which_pictures_are_cut(size: Size, scale: float | None, changes: Sequen
     views = chosen.views(size)
     assert len(views) == windows
     if windows == 1:
-        assert views == (View(0, 0, *size, chosen.preprocessor.resized(size)),)
+        assert tuple(views) == (View(0, 0, *size, chosen.preprocessor.resized(size)),)
     else:
         assert {view.resized for view in views} == {(96, 96) if scale else (64, 64)}
 
@@ -123,13 +123,27 @@ def test_after_a_training_on_windows_every_picture_is_processed_at_the_scale_of_
     tiled = viewer("predict.tile=auto", "train.tile=64", "preprocess.long=64", scale=1.0)
     assert tiled.side == 64
     assert [(view.size, view.resized) for view in tiled.views((70, 130))] == [((64, 64), (64, 64))] * 6
-    assert tiled.views((30, 40)) == (View(0, 0, 30, 40, (30, 40)),)
+    assert tuple(tiled.views((30, 40))) == (View(0, 0, 30, 40, (30, 40)),)
 
 
 def test_windows_at_the_edge_of_the_picture_have_the_scale_of_the_others() -> None:
     assert {view.resized for view in viewer("predict.tile=128").views((40, 400))} == {(20, 64)}
     small, large = viewer("predict.tile=128").views((40, 130), (1.0, 1.5))[::2]
     assert (small.resized, large.resized) == ((20, 64), (30, 96))
+
+
+def test_views_are_made_on_request_in_the_order_of_their_numbers() -> None:
+    views = viewer("predict.tile=64").views((150, 200), (1.0, 1.5))
+    every = list(views)
+    assert len(every) == len(views)
+    assert len(set(every)) == len(every)
+    assert [views[number] for number in range(len(views))] == every
+    assert list(views[3:-2:2]) == every[3:-2:2]
+    assert views[-1] == every[-1]
+    assert views.sizes == {view.resized for view in every}
+    with pytest.raises(IndexError):
+        views[len(every)]
+    assert len(viewer("predict.tile=64").views((4_000_000, 4_000_000))) > 10**9  # would not fit into the memory
 
 
 def test_auto_needs_the_scale_of_the_training() -> None:

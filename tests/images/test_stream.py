@@ -13,7 +13,7 @@ from PIL import Image
 import rcnn.images.stream as stream
 from rcnn.config import Settings, override
 from rcnn.images.batch import Preprocessor, Size
-from rcnn.images.views import View, Viewer
+from rcnn.images.views import Viewer, Views, WindowGrid
 from rcnn.model.structures import Batch
 
 SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64"])
@@ -96,10 +96,9 @@ def test_images_of_an_iterator_are_taken_only_after_the_last_result_is_used() ->
 
 
 def test_windows_of_several_images_share_batches_in_order_and_are_made_one_by_one(tmp_path: Path) -> None:
-    def views(size: Size) -> tuple[View, ...]:
+    def views(size: Size) -> Views:
         height, width = size
-        starts = [(top, left) for top in range(0, height, 64) for left in range(0, width, 64)]
-        return tuple(View(top, left, min(64, height), min(64, width), (32, 32)) for top, left in starts)
+        return Views([WindowGrid(range(0, height, 64), range(0, width, 64), min(64, height), min(64, width), (32, 32))])
 
     sizes = [(64, 192), (32, 32), (128, 128), (64, 128)]
     for number, size in enumerate(sizes):

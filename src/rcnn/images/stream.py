@@ -20,13 +20,13 @@ from rcnn.images.batch import Preprocessor, Size
 from rcnn.images.decode import as_array, read_image
 from rcnn.images.large import large_size, open_windows
 from rcnn.images.sources import NamedImage, open_source
-from rcnn.images.views import View
+from rcnn.images.views import Views
 from rcnn.model.structures import Batch, NormalisedBatch
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor | NamedImage
 """An image, or the path of a file, folder or glob."""
 Skip = Callable[[ImageError], None]
-Views = Callable[[Size], tuple[View, ...]]
+ViewsOf = Callable[[Size], Views]
 """(height, width) of an image -> its views."""
 Paths = tuple[str | None, ...]
 Argument = TypeVar("Argument")
@@ -100,7 +100,7 @@ class Opened(NamedTuple):
     origin: NamedImage
     path: str | None
     size: Size
-    views: tuple[View, ...]
+    views: Views
     pixels: Iterable[Tensor]
 
 
@@ -129,7 +129,7 @@ def read_opened(
     images: Any,
     settings: Settings,
     preprocessor: Preprocessor,
-    views_of: Views,
+    views_of: ViewsOf,
     *,
     skip: Skip | None = None,
     threads: int = 0,
@@ -196,7 +196,7 @@ def _each(images: Any) -> Iterator[NamedImage | ImageError]:
 
 
 def _load(
-    source: NamedImage, settings: Settings, preprocessor: Preprocessor, views_of: Views, kept: KeptPixels | None
+    source: NamedImage, settings: Settings, preprocessor: Preprocessor, views_of: ViewsOf, kept: KeptPixels | None
 ) -> Opened:
     """Decode an image and resize its views, each on request if there are several."""
     image, path, origin = source.image, None, source
@@ -239,7 +239,7 @@ def grouped(preprocessor: Preprocessor, images: Iterable[Opened], limit: int) ->
     """
 
     def buckets(numbered: tuple[int, Opened]) -> frozenset[Size]:
-        return frozenset(preprocessor.padded(view.resized) for view in numbered[1].views)
+        return frozenset(map(preprocessor.padded, numbered[1].views.sizes))
 
     for _, group in groupby(enumerate(images), key=buckets):
         waiting: dict[Size, PositionedViews] = {}
@@ -257,7 +257,7 @@ def overlapped(
     images: Any,
     settings: Settings,
     preprocessor: Preprocessor,
-    views_of: Views,
+    views_of: ViewsOf,
     limit: int,
     make: Callable[[Batch, Paths], Sequence[Made]],
     skip: Skip | None,

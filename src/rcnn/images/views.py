@@ -5,8 +5,9 @@ Each view goes through the network like a separate picture. H and W are those of
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -65,6 +66,55 @@ class View(NamedTuple):
             | ((right < width) & (boxes[:, 2] >= right - across))
             | ((bottom < height) & (boxes[:, 3] >= bottom - down))
         )
+
+
+class WindowGrid(NamedTuple):
+    """Windows of one size at one scale: their first rows, their first columns, and their size before and after."""
+
+    tops: Sequence[int]
+    lefts: Sequence[int]
+    height: int
+    width: int
+    resized: Size
+
+
+class Views(Sequence[View]):
+    """The views of a picture, scale by scale, windows from top to bottom and left to right.
+
+    Each view is made on request: a picture may have millions of windows.
+    """
+
+    def __init__(self, grids: Sequence[WindowGrid]) -> None:
+        self._grids = grids
+
+    @property
+    def sizes(self) -> frozenset[Size]:
+        """All (height, width) after resizing."""
+        return frozenset(grid.resized for grid in self._grids)
+
+    def __len__(self) -> int:
+        return sum(len(grid.tops) * len(grid.lefts) for grid in self._grids)
+
+    @overload
+    def __getitem__(self, index: int) -> View: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[View]: ...
+    def __getitem__(self, index: int | slice) -> View | Sequence[View]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        for grid in self._grids:
+            count = len(grid.tops) * len(grid.lefts)
+            if number < count:
+                row, column = divmod(number, len(grid.lefts))
+                return View(grid.tops[row], grid.lefts[column], grid.height, grid.width, grid.resized)
+            number -= count
+        raise AssertionError
+
+    def __iter__(self) -> Iterator[View]:
+        for grid in self._grids:
+            for top, left in product(grid.tops, grid.lefts):
+                yield View(top, left, grid.height, grid.width, grid.resized)
 
 
 class Viewer:
@@ -139,11 +189,11 @@ class Viewer:
             return True
         return max(size) > self.side and (self.tile != "auto" or self.beyond(size))
 
-    def pyramid(self, size: Size) -> tuple[View, ...]:
+    def pyramid(self, size: Size) -> Views:
         """Return all views of a picture at each of `predict.scales`."""
         return self.views(size, self._scales)
 
-    def views(self, size: Size, scales: Sequence[float] = (1.0,)) -> tuple[View, ...]:
+    def views(self, size: Size, scales: Sequence[float] = (1.0,)) -> Views:
         """Return all views of a picture, scale by scale, windows from top to bottom and left to right.
 
         Args:
@@ -153,9 +203,9 @@ class Viewer:
         preprocessors = [self.preprocessor.at_scale(scale) for scale in scales]
         side = self.side
         if side is None or not self.windowed(size):
-            return tuple(View(0, 0, *size, preprocessor.resized(size)) for preprocessor in preprocessors)
+            return Views([WindowGrid([0], [0], *size, preprocessor.resized(size)) for preprocessor in preprocessors])
         height, width = min(side, size[0]), min(side, size[1])
-        views: list[View] = []
+        grids: list[WindowGrid] = []
         for preprocessor, factor in zip(preprocessors, scales, strict=True):
             # The scale is the same for windows that end with the picture.
             scale = (
@@ -167,8 +217,8 @@ class Viewer:
             # An object as large as the overlap must lie in one window, away from its edges.
             overlap = round(side * self.overlap) + 2 * math.ceil(EDGE / scale) + 1
             tops, lefts = (window_starts(length, side, overlap) for length in size)
-            views += [View(top, left, height, width, resized) for top in tops for left in lefts]
-        return tuple(views)
+            grids.append(WindowGrid(tops, lefts, height, width, resized))
+        return Views(grids)
 
 
 def clearest(boxes: np.ndarray, views: Sequence[View]) -> np.ndarray:
