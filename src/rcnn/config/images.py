@@ -28,6 +28,8 @@ class Data(Section):
     """Pixel value of white in 16-bit images. None: 65535."""
     max_pixels: Annotated[int, Field(ge=1, le=1_000_000_000)] = 178_956_970
     """Images with more pixels are refused, or read window by window (see `predict.tile`)."""
+    max_pixels_per_byte: Annotated[int, Field(ge=1, le=1_000_000_000)] = 2_000
+    """Images read window by window that declare more pixels per byte of their file are refused."""
     outside: Literal["allow", "refuse"] = "allow"
     """Images that the data names outside its own folder: read them, or report a fault."""
     edge_model: str | None = None

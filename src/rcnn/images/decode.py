@@ -14,6 +14,7 @@ from PIL import Image
 
 from rcnn.config.files import MB, UnfitFile, check_regular, unfit_name
 from rcnn.errors import ImageError
+from rcnn.images.work import MAX_PIXELS, MeteredFile, check_decoding, check_header
 
 STRIP = 1 << 18
 """Number of values or pixels that are converted at a time."""
@@ -122,7 +123,6 @@ IMAGE_SUFFIXES = (
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """Formats that Pillow may read (JPEG includes MPO). For some other formats, such as EPS, it would start programs."""
 
-MAX_PIXELS = 178_956_970
 MAX_FILE_BYTES = 8_000 * MB
 """Maximum size of an image file, bytes."""
 
@@ -186,8 +186,8 @@ def read_image(
         if path.suffix.lower() == ".npy":
             return _channels(read_array(open_array(path, max_pixels, in_channels), white), in_channels)
         in_channels = in_channels or 3
-        with open_image(path, max_pixels) as image:
-            if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
+        with open_image(path, max_pixels, pages=in_channels + 1) as image:
+            if in_channels not in (1, 3) and _has_pages(image, in_channels):
                 return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
             array, orientation = _pixels(image, in_channels, white), _orientation(image)
         del image  # before its pixels are copied once more
@@ -204,7 +204,7 @@ def read_rgb(path: str | Path, *, white: int | None = None, max_pixels: int = MA
     if path.suffix.lower() != ".npy":
         with named_errors(path), open_image(path, max_pixels) as image:
             if image.mode == "RGB" and not image.has_transparency_data and _orientation(image) == 1:
-                image.load()
+                load(image)
                 return image
     return Image.fromarray(read_image(path, white=white, max_pixels=max_pixels))
 
@@ -249,7 +249,7 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
     """Load an image as (H, W, in_channels) uint8, without rotating it. Strip by strip, which saves memory."""
-    image.load()  # rotates a TIFF and drops its orientation tag
+    load(image)  # rotates a TIFF and drops its orientation tag
     deep = _is_deep(image)
     if image.mode == "F":
         check_floats(np.array(strip) for strip in _strips(image))
@@ -315,7 +315,7 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
             deep = array.dtype.kind in "iu" and array.dtype.itemsize > 1
             return Look(max(int(piece.max()) for piece in read_pieces(array)) if deep else None)
         with open_image(path, max_pixels) as image:
-            image.load()
+            load(image)
             if not _is_deep(image):
                 return Look(transparent=any(map(_is_transparent, _strips(image))))
             if image.mode == "F":
@@ -364,21 +364,38 @@ def _not_an_image(path: Path) -> str:
     return f"this is {name}: convert it to PNG or JPEG" if name else "this is not an image"
 
 
-def open_image(path: Path, max_pixels: int) -> Image.Image:
-    """Open an image of at most `max_pixels`, reading only its header."""
+@contextmanager
+def open_image(path: Path, max_pixels: int, pages: int = 1) -> Iterator[Image.Image]:
+    """Open an image of at most `max_pixels`, reading only its header. `load` reads its pixels, within the context.
+
+    Args:
+        path: the file.
+        max_pixels: the limit.
+        pages: number of pages of a TIFF that will be read.
+    """
     size = check_regular(path, MAX_FILE_BYTES).st_size
-    with _open_lock:  # Pillow's own limit is global; ours is an argument
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(path, formats=PILLOW_FORMATS if size <= _MAX_WHOLE_BYTES else _STREAMED)
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-    try:
+    with MeteredFile(path, size) as file:
+        check_header(file, pages)
+        with _open_lock:  # Pillow's own limit is global; ours is an argument
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(file, formats=PILLOW_FORMATS if size <= _MAX_WHOLE_BYTES else _STREAMED)
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+        image.filename = str(path)  # pyrefly: ignore[missing-attribute]  # lets Pillow map pixels that are not compressed
+        file.end_header()
         check_size(image.height, image.width, max_pixels)
-    except ImageError:
-        image.close()
-        raise
-    return image
+        yield image
+
+
+def load(image: Image.Image) -> None:
+    """Decode an opened image, whose work is limited as `rcnn.images.work` describes.
+
+    Raises:
+        ImageError: it would take too much work.
+    """
+    check_decoding(image)
+    image.load()
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -391,6 +408,20 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.has_transparency_data and bool((np.array(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
+def _has_pages(image: Image.Image, count: int) -> bool:
+    """Return whether a file is a TIFF of exactly so many pages. More are not counted, since there may be millions."""
+    if image.format != "TIFF":
+        return False
+    try:
+        image.seek(count - 1)
+        image.seek(count)
+    except EOFError:
+        return image.tell() == count - 1
+    finally:
+        image.seek(0)
+    return False
+
+
 def _page(image: Image.Image, index: int, max_pixels: int, white: int | None) -> np.ndarray:
     """Read one page of a TIFF as (H, W) uint8."""
     image.seek(index)
@@ -400,6 +431,8 @@ def _page(image: Image.Image, index: int, max_pixels: int, white: int | None) ->
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1..8; 1 if it is missing or damaged."""
+    if image.format == "PNG":
+        check_decoding(image)  # Pillow may decode it, since the orientation may follow the pixels
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF data is no reason to refuse good pixels
