@@ -1,9 +1,12 @@
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rcnn.cli.val import show
+from rcnn.images import decode
 from tests.test_shown import metrics
 
 from .conftest import Run, read_json
@@ -78,3 +81,24 @@ def test_a_class_that_the_detector_lacks_is_a_fault(run: Run, data: Path, weight
     outcome = run.fails(3, "4.xml", "val", weights, data)
     assert "cirle" in outcome.err
     run.ok("val", weights, data, "--on-fault", "skip")
+
+
+@pytest.mark.parametrize("change", ["gone", "folder", "larger"])
+def test_an_image_that_changes_while_the_command_runs_is_named(
+    run: Run, data: Path, weights: Path, change: str
+) -> None:
+    path = data / "JPEGImages/2.jpg"
+    read = decode.read_image
+
+    def changing(file: Path, **options: object) -> np.ndarray:
+        if Path(file) == path:
+            path.unlink()
+            if change == "folder":
+                path.mkdir()
+            elif change == "larger":
+                Image.new("RGB", (300, 200)).save(path)
+        return read(file, **options)
+
+    reasons = {"gone": "there is no such file", "folder": "this is a folder", "larger": "the image has 300x200 pixels"}
+    with patch("rcnn.images.stream.read_image", side_effect=changing):
+        run.fails(3, f"2.jpg: {reasons[change]}", "val", weights, data, "--split", "train")

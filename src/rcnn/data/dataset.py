@@ -46,6 +46,7 @@ class Record:
         ignore: (n,) bool: crowd or difficult.
         view: the window of the file that is used as the image, with its size after resizing; size and boxes are those
             of the window. None: the entire file, resized by the settings.
+        file_size: (height, width) of the file if there is a `view`.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Record:
     labels: np.ndarray
     ignore: np.ndarray
     view: View | None = None
+    file_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,7 @@ class Trainer:
         state.model.train()
         for part in state.fixed:
             part.eval()
+        state.loader.report = self.log.say
         queued: list[StepLosses] = []
 
         def read() -> tuple[float, ...]:

@@ -22,8 +22,10 @@ from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.formats.find import open_dataset
 from rcnn.data.loading.loader import Item, Loader, _Reader, stable_seed
+from rcnn.data.loading.windows import cut_into_views
 from rcnn.errors import DataError
 from rcnn.images.batch import Preprocessor
+from rcnn.images.views import View
 from rcnn.model.structures import Batch
 from tests.data import sets
 from tests.data.loading.test_augment import STILL as AUGMENT_NOTHING
@@ -390,3 +392,52 @@ def test_missing_file_handles_are_no_fault_of_an_image(
     monkeypatch.setattr("rcnn.images.decode.open_image", fail)
     with pytest.raises(OSError, match="Too many open files"):
         load(dataset, workers=workers)
+
+
+def replaced(dataset: Dataset, folder: Path, *indices: int, tile: bool = False) -> Dataset:
+    """Return the data set with some images replaced by larger ones after it was read."""
+    records = list(dataset.records)
+    for index in indices:
+        record = records[index]
+        path = folder / record.name
+        Image.new("RGB", (record.size[1] + 40, record.size[0]), "red").save(path)
+        records[index] = replace(record, path=path)
+    whole = replace(dataset, records=tuple(records))
+    return cut_into_views(whole, lambda size: [View(0, 0, *size, (32, 32))]) if tile else whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("resize", ["pillow", "interpolate"])
+@pytest.mark.parametrize("tile", [False, True])
+def test_an_image_that_was_replaced_by_one_of_another_size_is_left_out_of_training(
+    dataset: Dataset, tmp_path: Path, workers: int, resize: str, tile: bool
+) -> None:
+    settings = override(SETTINGS, [f"preprocess.resize={resize}"])
+    changed, said = replaced(dataset, tmp_path, 8, tile=tile), list[str]()
+    before = load(replaced(dataset, tmp_path, tile=tile), settings=settings)
+    loader = Loader(changed, settings, training=True, batch=4, seed=7, workers=workers)
+    loader.report = said.append
+    items = [item for epoch in (0, 0) for item in loader.epoch(epoch)][len(before) :]
+    loader.close()
+    assert len(said) == 1  # in two epochs
+    assert said[0].startswith(f"left out: {tmp_path / '8.png'}: the image has 80x60 pixels now, but had 40x60")
+    expected, found = images_of(before), images_of(items)
+    assert found.keys() == expected.keys() - {8}
+    assert all(torch.equal(found[index], expected[index]) for index in found)
+    for item in items:
+        fillers = item.index < 0
+        assert not item.batch.images[fillers].any()
+        assert not item.targets.valid[fillers].any()
+        assert not item.seeds[fillers].any()
+
+
+def test_replaced_images_are_errors_if_they_are_many_or_used_for_scores_or_if_faults_stop(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    stop = override(SETTINGS, ["data.on_fault=stop"])
+    reason = r"8\.png: the image has 80x60 pixels now, but had 40x60 when the data was read"
+    for settings, training in ((stop, True), (SETTINGS, False)):
+        with pytest.raises(DataError, match=reason):
+            load(replaced(dataset, tmp_path, 8), settings=settings, training=training)
+    with pytest.raises(DataError, match="2 images were replaced while they were used, such as"):
+        load(replaced(dataset, tmp_path, 8, 2))

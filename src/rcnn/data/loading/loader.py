@@ -7,7 +7,7 @@ import pickle
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -45,6 +45,8 @@ TIMEOUT = 600
 CPU = torch.device("cpu")
 Work = tuple[int, int, list[int]]
 """What makes a batch: the epoch, a draw that determines the bucket, and the draws of the batch (see `Loader.order`)."""
+MAX_REPLACED = 0.05
+"""Maximum share of the images that training leaves out, since they were replaced while it ran."""
 FILLER = -1
 """Index of a filler, an image of zeros that fills up a short batch."""
 
@@ -59,6 +61,7 @@ class Item(NamedTuple):
         index: (B,) int64 into `dataset.records`, -1 for fillers.
         proposals: (B, P) external proposals in resized pixels; None if there are none. Boxes of a `ProposalSet` are
             augmented with their images.
+        left_out: sentences about images that are fillers, since their files were replaced by images of another size.
     """
 
     batch: Batch
@@ -66,6 +69,11 @@ class Item(NamedTuple):
     seeds: Tensor
     index: Tensor  # pyrefly: ignore[bad-override]
     proposals: Proposals | None = None
+    left_out: tuple[str, ...] = ()
+
+
+class ReplacedImage(ImageError):
+    """A file holds an image of another size than when the data set was read, which its boxes do not fit."""
 
 
 def stable_seed(seed: int, epoch: int, name: str) -> int:
@@ -143,6 +151,9 @@ class Loader:
         proposals: external proposals to put into the batches.
         within: size of all buckets; None: it depends on the image (see `Preprocessor`).
         sampler: how often records are drawn and how items are made of them, in training.
+
+    Attributes:
+        report: called once with a sentence about each image that is left out in training.
     """
 
     def __init__(
@@ -170,6 +181,8 @@ class Loader:
         self._reader = _Reader(dataset.records, settings, training, self.seed, proposals, preprocessor, sampler)
         self._processes: DataLoader[bytes | Exception] | None = None
         self._work: list[Work] = []
+        self._left_out = set[str]()
+        self.report: Callable[[str], None] | None = None
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         number = len(dataset)
         for index, record in enumerate(dataset.records):
@@ -202,10 +215,12 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Item, None, None]:
         """Yield the batches of an epoch from step `start` on. They do not depend on whether earlier ones were loaded.
 
-        After a complete epoch of training, loader processes stay for the next one, until `close`.
+        After a complete epoch of training, loader processes stay for the next one, until `close`. An image of another
+        size than before is left out of training, unless `data.on_fault` is `stop`.
 
         Raises:
-            DataError: an image can't be read; the message names it.
+            DataError: an image can't be read, or one is of another size and not left out, or many are; the message
+                names it.
             ChildProcessError: a loader process has ended, can't be started or can't hand over its batches; the message
                 names the limit of this machine that was reached.
         """
@@ -218,7 +233,22 @@ class Loader:
             for item in items:
                 if isinstance(item, Exception):
                     raise item
+                self._count(item.left_out)
                 yield item
+
+    def _count(self, left_out: Sequence[str]) -> None:
+        """Report images that are left out.
+
+        Raises:
+            DataError: they are more than `MAX_REPLACED` of all images.
+        """
+        for sentence in left_out:
+            if sentence not in self._left_out:
+                self._left_out.add(sentence)
+                if self.report is not None:
+                    self.report(f"left out: {sentence}")
+        if len(self._left_out) > max(1, MAX_REPLACED * len({record.path for record in self.dataset.records})):
+            raise DataError(f"{len(self._left_out)} images were replaced while they were used, such as {left_out[-1]}")
 
     def _from_processes(self, work: Sequence[Work]) -> Generator[Item | Exception, None, None]:
         """Load in processes, each of which has two batches ready. Those of a training stay for the next epoch."""
@@ -347,15 +377,22 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         """Load a batch. If an image can't be read, the error is returned."""
         epoch, example, draws = work
         number = len(self.records)
-        real = [draw for draw in draws if draw != FILLER]
+        real, seeds, samples, left_out = list[int](), list[int](), list[LoadedImage](), list[str]()
+        for draw in draws:
+            if draw == FILLER:
+                continue
+            repeat = f" (draw {draw // number + 1})" if draw >= number else ""
+            seed = stable_seed(self.seed, epoch, self.records[draw % number].name + repeat)
+            try:
+                samples.append(self._item(draw % number, seed))
+            except ImageError as error:
+                if not isinstance(error, ReplacedImage) or not self.training or self.settings.data.on_fault == "stop":
+                    return DataError(str(error))
+                left_out.append(str(error))
+            else:
+                real.append(draw)
+                seeds.append(seed)
         sources = [self.records[draw % number] for draw in real]
-        repeats = [f" (draw {draw // number + 1})" if draw >= number else "" for draw in real]
-        names = [source.name + repeat for source, repeat in zip(sources, repeats, strict=True)]
-        seeds = [stable_seed(self.seed, epoch, name) for name in names]
-        try:
-            samples = [self._item(draw % number, seed) for draw, seed in zip(real, seeds, strict=True)]
-        except ImageError as error:
-            return DataError(str(error))
         images, records, external = (list(column) for column in zip(*samples, strict=True)) if samples else ([], [], [])
         bucket = self.bucket(self.records[example % number])
         batch = self.preprocessor.collate(images, [source.size for source in sources], bucket)
@@ -377,6 +414,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             torch.tensor(seeds + [0] * fillers),
             torch.tensor([draw % number for draw in real] + [FILLER] * fillers),
             proposals,
+            tuple(left_out),
         )
 
     def _item(self, index: int, seed: int) -> LoadedImage:
@@ -400,6 +438,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         path, array = self._last
         if path != record.path:
             array = read_picture(record.path, self.settings)
+            _check_unchanged(record, (array.shape[0], array.shape[1]))
             self._last = (record.path, array) if record.view is not None else (None, array[:0])
         return array if record.view is None else record.view.crop(array)
 
@@ -422,6 +461,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         if self.settings.preprocess.in_channels == 3 and self.settings.preprocess.resize == "pillow":
             if record.view is None:
                 picture = read_rgb(record.path, white=data.white, max_pixels=data.max_pixels)
+                _check_unchanged(record, (picture.height, picture.width))
             else:
                 picture = Image.fromarray(np.ascontiguousarray(self._pixels(record)))
             picture = apply_to_picture(plan, resized_by_pillow(picture, plan.resized))
@@ -435,6 +475,16 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             moved, _ = apply_to_boxes(plan, external.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
         return LoadedImage(image, record, ImageProposals(moved[shown], external.scores[shown]))
+
+
+def _check_unchanged(record: Record, size: Size) -> None:
+    """Refuse an image whose (height, width) is not what it was when the data set was read."""
+    height, width = expected = record.file_size or record.size
+    if size != expected:
+        raise ReplacedImage(
+            f"{record.path}: the image has {size[1]}x{size[0]} pixels now, but had {width}x{height} when the data was "
+            "read, so its boxes do not fit; put the old file back, or run the command again if the labels are new too"
+        )
 
 
 def _padded(records: Sequence[Record], rows: int, width: int) -> Targets:

@@ -31,7 +31,8 @@ def uploaded(items: Generator[Item, None, None], device: torch.device) -> Genera
                 with torch.cuda.stream(stream):
                     batch, targets = to_device(item.batch, device), to_device(item.targets, device)
                     proposals = None if item.proposals is None else to_device(item.proposals, device)
-                    item = Item(batch, targets, item.seeds.to(device, non_blocking=True), item.index, proposals)
+                    seeds = item.seeds.to(device, non_blocking=True)
+                    item = item._replace(batch=batch, targets=targets, seeds=seeds, proposals=proposals)
                 copied = torch.cuda.Event()
                 copied.record(stream)
                 if before is not None:
@@ -43,7 +44,8 @@ def uploaded(items: Generator[Item, None, None], device: torch.device) -> Genera
 
 def _pinned(item: Item) -> Item:
     proposals = None if item.proposals is None else pinned(item.proposals)
-    return Item(pinned(item.batch), pinned(item.targets), item.seeds.pin_memory(), item.index, proposals)
+    batch, targets, seeds = pinned(item.batch), pinned(item.targets), item.seeds.pin_memory()
+    return item._replace(batch=batch, targets=targets, seeds=seeds, proposals=proposals)
 
 
 def _usable(item: Item, copied: torch.cuda.Event, device: torch.device) -> Item:

@@ -29,7 +29,7 @@ def cut_into_views(dataset: Dataset, views: Callable[[Size], Sequence[View]]) ->
 def _seen(record: Record, view: View) -> Record:
     """Return the part of an image that lies in a window."""
     if view.size == record.size:
-        return replace(record, view=view)
+        return replace(record, view=view, file_size=record.size)
     boxes = view.from_file(record.boxes)
     areas, left = ((sides[:, 2:] - sides[:, :2]).prod(axis=1) for sides in (record.boxes, boxes))
     visible = left > 0
@@ -41,6 +41,7 @@ def _seen(record: Record, view: View) -> Record:
         labels=record.labels[visible],
         ignore=(record.ignore | (left < MIN_VISIBLE_SHARE * areas))[visible],
         view=view,
+        file_size=record.size,
     )
 
 
