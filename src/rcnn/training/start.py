@@ -63,7 +63,7 @@ def begin(trainer: Trainer, start: Start) -> None:
     announce_start(trainer, start.notes)
     trainer.announce_stage()
     trainer.save_checkpoint()
-    draw_start(trainer.folder.plots, trainer.state.loader)
+    _draw_start(trainer)
 
 
 def resume_run(trainer: Trainer) -> None:
@@ -83,8 +83,17 @@ def resume_run(trainer: Trainer) -> None:
         if changed := _change_epochs(trainer):
             log.say(changed)
         trainer.announce_stage()
+        if trainer.state.progress.stage == trainer.state.progress.step == 0:  # the run ended before its first step
+            _draw_start(trainer)
     trainer.distributed.gather(None)  # wait until the writer has cut the rows
     trainer.rows.extend(folder.rows())
+
+
+def _draw_start(trainer: Trainer) -> None:
+    """Draw the first pictures of a run, which are complete before its first step."""
+    loader = trainer.state.loader
+    loader.report = trainer.log.say
+    draw_start(trainer.folder.plots, loader)
 
 
 def _stage(trainer: Trainer, progress: Progress, start: Start) -> TrainState:
