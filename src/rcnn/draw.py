@@ -1,5 +1,6 @@
 """Draw boxes on images: frames in the colours of their classes, and name tags that stay inside and apart."""
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -195,3 +196,25 @@ def _hidden(place: Rectangle, taken: Sequence[Rectangle]) -> float:
         * max(min(place[3], other[3]) - max(place[1], other[1]), 0)
         for other in taken
     )
+
+
+def save_picture(picture: Image.Image, path: Path, **options: object) -> None:
+    """Save a picture in the format given by the suffix.
+
+    Pillow writes to a file without noticing that a full disk took only the beginning, so the picture is encoded first.
+
+    Args:
+        picture: the picture.
+        path: the file, which is replaced.
+        options: of the format, such as `quality`.
+
+    Raises:
+        ValueError: the suffix is not that of an image format.
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"unknown file extension: {path.suffix}")
+    encoded = io.BytesIO()
+    picture.save(encoded, kind, **options)
+    path.write_bytes(encoded.getbuffer())

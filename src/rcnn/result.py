@@ -16,7 +16,7 @@ from PIL import Image
 
 from rcnn.config import Settings, shorten
 from rcnn.data.formats import coco, csv_labels, voc, yolo
-from rcnn.draw import colour, draw_boxes, entries, shade
+from rcnn.draw import colour, draw_boxes, entries, save_picture, shade
 from rcnn.errors import ImageError, UnavailableError, check_number, printable
 from rcnn.images.sources import UNNAMED, NamedImage
 from rcnn.images.stream import read_picture
@@ -162,8 +162,8 @@ class Result:
             score: boxes with a lower score are not drawn.
 
         Raises:
-            ValueError: there is neither an image nor a path, or the image has a different size.
-            ImageError: the file can't be read.
+            ValueError: there is neither an image nor a path.
+            ImageError: the file can't be read, or the image has a different size.
         """
         if image is None:
             if isinstance(self.origin.image, np.ndarray):
@@ -174,8 +174,9 @@ class Result:
                 raise ValueError("this result came from an array: give the image to draw on, `result.draw(image)`")
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
         if (height, width) != tuple(self.size):
-            raise ValueError(
-                f"the image is {width}x{height} pixels, but the result is for {self.size[1]}x{self.size[0]}; "
+            name = f"{self.path}: " if self.path else ""
+            raise ImageError(
+                f"{name}the image is {width}x{height} pixels, but the result is for {self.size[1]}x{self.size[0]}; "
                 "give the image that was used for prediction"
             )
         shown = self.filter(score)
@@ -214,7 +215,7 @@ class Result:
         """
         if self.path is not None and Path(path).resolve() == Path(self.path).resolve():
             raise ValueError(f"{path}: is the image itself, which is never overwritten; give another name")
-        self.draw(image, score).save(path)
+        save_picture(self.draw(image, score), Path(path))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers and strings: path, height, width, counts by class, and detections with boxes as xyxy."""

@@ -129,6 +129,7 @@ def test_a_full_disk_gives_a_sentence_and_leaves_no_incomplete_file(weights: Pat
     train = ["train", str(data), "--model", "mobilenet-fpn", "--batch", "2", *SMALL]
     work = [
         ("predict", 120, ["predict", str(weights), str(tmp_path / "photos"), "--format", "drawn,coco"]),
+        ("predict copies", 120, ["predict", str(weights), str(tmp_path / "photos"), "--format", "voc,yolo"]),
         ("convert", 24, ["data", "convert", str(data), "--to", "coco", "--out", "copy"]),
         ("export", size // 2, ["export", str(tmp_path / "torchvision.safetensors"), "--out", "model.pth"]),
         ("export to ONNX", 100, ["export", str(tmp_path / "one-stage.safetensors"), *fixed, "--out", "model.onnx"]),
@@ -149,6 +150,11 @@ def test_a_full_disk_gives_a_sentence_and_leaves_no_incomplete_file(weights: Pat
         assert "Traceback" not in errors
         for file, content in files.items():
             assert_complete(Path(file), bytes.fromhex(content))
+        if name == "predict copies":
+            assert "/voc/" in sentence or "/yolo/" in sentence
+            assert len([file for file in files if "/yolo/images/" in file]) == len(
+                [file for file in files if "/yolo/labels/" in file]
+            )
         assert (files == {}) == (name.startswith(("convert", "export"))), files.keys()
         assert ("--resume" in sentence) == (name == "train"), sentence
 
@@ -156,6 +162,7 @@ def test_a_full_disk_gives_a_sentence_and_leaves_no_incomplete_file(weights: Pat
 def assert_complete(path: Path, content: bytes) -> None:
     assert not path.name.endswith((".tmp", ".part")), path
     assert not path.name.startswith(".part-"), path
+    assert content or path.name == ".rcnn" or path.suffix in (".jsonl", ".txt"), path
     if path.suffix in (".png", ".jpg"):
         Image.open(io.BytesIO(content)).load()
     elif path.suffix == ".json":

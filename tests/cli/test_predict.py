@@ -1,10 +1,14 @@
 import json
+import os
+import re
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +19,7 @@ from rcnn.images import decode
 from rcnn.images.sources import files
 from rcnn.training.distributed import Distributed
 from rcnn.weights.file import load_weights, save_weights
+from tests.commands import run as limited
 
 from .conftest import NAMES, Run, read_json
 
@@ -229,6 +234,71 @@ def test_ctrl_c_and_a_full_disk_keep_the_results_so_far(
         outcome = run.fails(code, message, command, weights, images, "--format", "json", "roi.detections=3")
     assert f"results of 3 images are in runs/{command}" in outcome.out
     assert len(read_json(f"runs/{command}/results.json")) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a child is forked")
+@pytest.mark.parametrize("format", ["voc", "yolo", "drawn"])
+def test_a_file_that_cannot_be_written_completely_is_named_and_does_not_stay(
+    images: Path, weights: Path, tmp_path: Path, format: str
+) -> None:
+    for path in images.glob("*.jpg"):
+        pixels = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+        Image.fromarray(pixels if path.stem == "3" else pixels[:20, :20]).save(path, quality=100)
+    words = ["predict", weights, images, "--format", format, "--out", tmp_path / "out"]
+    ended = limited(tmp_path, words, [(resource.RLIMIT_FSIZE, 12_000)])
+    assert ended.code == 1, ended.output
+    assert re.search(rf"error: .*File too large: '\S*/{format}/\S*3\.jpg'", ended.output.replace("\n", "")), (
+        ended.output
+    )
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != ".rcnn"]
+    assert {path.stem for path in written} == {"0", "1", "2"} | ({"data"} if format == "yolo" else set())
+    for path in written:
+        assert path.stat().st_size or path.suffix == ".txt"  # without boxes
+        if path.suffix == ".jpg":
+            decode.read_image(path)
+
+
+@pytest.mark.parametrize("command", ["predict", "propose"])
+@pytest.mark.parametrize("change", ["unlink", "folder"])
+def test_an_image_that_disappears_while_the_command_runs_is_left_out(
+    run: Run, images: Path, weights: Path, command: str, change: str
+) -> None:
+    path, read = images / "4.jpg", decode.read_image
+
+    def changing(file: Path, **options: object) -> np.ndarray:
+        pixels = read(file, **options)
+        if path.is_file():
+            path.unlink()
+            if change == "folder":
+                path.mkdir()
+        return pixels
+
+    with patch("rcnn.images.stream.read_image", side_effect=changing):
+        outcome = run(command, weights, images, "--format", "json", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    assert "left out as unreadable: 1 image" in outcome.out
+    assert f"left out: {path}: " in outcome.out + outcome.err
+    assert [Path(row["path"]).stem for row in read_json("out/results.json")] == list("01235")
+
+
+def test_an_image_that_disappears_before_it_is_copied_is_left_out_of_every_format(
+    run: Run, images: Path, weights: Path
+) -> None:
+    copy = shutil.copyfile
+
+    def losing(source: str, target: Path) -> object:
+        Path(source).unlink() if Path(source).stem == "2" else None
+        return copy(source, target)
+
+    with patch("rcnn.cli.writers.shutil.copyfile", side_effect=losing):
+        outcome = run("predict", weights, images, "--format", "json,yolo,coco", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    assert "5 images" in outcome.out
+    assert "left out as unreadable: 1 image" in outcome.out
+    assert "2.jpg: the image can't be copied: No such file or directory" in outcome.out + outcome.err
+    assert [Path(row["path"]).stem for row in read_json("out/results.json")] == list("01345")
+    assert {path.stem for path in Path("out/yolo/labels").iterdir()} == set("01345")
+    assert {path.stem for path in Path("out/yolo/images").iterdir()} == set("01345")
 
 
 def test_weights_that_are_not_finite_are_an_error(run: Run, data: Path, weights: Path) -> None:

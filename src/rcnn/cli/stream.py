@@ -14,7 +14,7 @@ from pathlib import Path
 from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
 from rcnn.cli.loading import load_detector
-from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
+from rcnn.cli.writers import FORMATS, LISTS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
 from rcnn.config.files import read_text
 from rcnn.data.formats.coco import MAX_JSON_BYTES
@@ -143,11 +143,20 @@ class Job:
         own = len(images) if isinstance(images, Sized) else None
         try:
             with ExitStack() as stack:
-                writers = [stack.enter_context(FORMATS[name](target)) for name in self._formats]
-                for count, result in enumerate(results, 1):
+                # Files that hold many images come last: an image that can't be copied is left out of them.
+                formats = sorted(self._formats, key=lambda name: name in LISTS)
+                writers = [stack.enter_context(FORMATS[name](target)) for name in formats]
+                for result in results:
                     name = Path(result.origin.name)
-                    for write in writers:
-                        write(result, name)
+                    try:
+                        for write in writers:
+                            write(result, name)
+                    except ImageError as error:  # its file has disappeared since it was read
+                        if self.skip is None:
+                            raise
+                        self.skip(error)
+                        continue
+                    count += 1
                     totals.update(result.counts())
                     screen.note(*(f"{name}: {remarks[kind]}" for kind in remarks.keys() - printed_remarks))
                     printed_remarks |= remarks.keys()

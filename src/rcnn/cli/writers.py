@@ -18,7 +18,8 @@ from rcnn.cli import screen
 from rcnn.config.files import MAX_NAME_BYTES
 from rcnn.data.formats.folders import write_text
 from rcnn.data.formats.yolo import yaml_text
-from rcnn.draw import as_rgb
+from rcnn.draw import as_rgb, save_picture
+from rcnn.errors import ImageError
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -51,8 +52,18 @@ Write = Callable[[Result, Path], None]
 @contextmanager
 def _json_lines(target: Target, name: str, rows: Callable[[Result], list[dict[str, Any]]]) -> Iterator[Write]:
     """Write this process's rows of a JSON list, one per line; `merge_parts` turns them into the list."""
-    with _part(target.folder, name, target.part).open("w", encoding="utf-8") as file:
-        yield lambda result, _: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(result))
+    path = target.folder / f"{name}.json"
+    file = _part(target.folder, name, target.part).open("w", encoding="utf-8")
+
+    def write(result: Result, _: Path) -> None:
+        with _naming(path):
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(result))
+
+    try:
+        yield write
+    finally:
+        with _naming(path):
+            file.close()
 
 
 def merge_parts(folder: Path, world: int) -> None:
@@ -63,7 +74,11 @@ def merge_parts(folder: Path, world: int) -> None:
             continue
         temporary = folder / f".{name}.json"
         try:
-            with temporary.open("w", encoding="utf-8") as file, FileInput(parts, encoding="utf-8") as rows:
+            with (
+                _naming(folder / f"{name}.json"),
+                temporary.open("w", encoding="utf-8") as file,
+                FileInput(parts, encoding="utf-8") as rows,
+            ):
                 separator = "[\n"
                 for row in filter(lambda row: row.endswith("\n"), rows):  # a full disk cuts the last one
                     file.write(separator + row.rstrip("\n"))
@@ -81,19 +96,41 @@ def _part(folder: Path, name: str, rank: int) -> Path:
     return folder / f".{name}-{rank}.jsonl"
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of the operating system that name none, as those of `write` and `close`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """Yield a temporary path whose file replaces `path` at the end, unless the block raises, as on a full disk.
+
+    Raises:
+        OSError: of the block, naming `path` if it names no other file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".part-{os.getpid()}{path.suffix}")
+    try:
+        with _naming(path):
+            yield temporary
+        temporary.replace(path)
+    except BaseException as error:  # also Ctrl-C
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(temporary) in (error.filename, error.filename2):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
 def _file_per_image(
     folder: Path, named: Callable[[Path], Path], save: Callable[[Result, Path], object]
 ) -> AbstractContextManager[Write]:
     def write(result: Result, image: Path) -> None:
-        path = folder / named(image)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save(result, path)
-        except BaseException as error:  # a full disk, Ctrl-C: leave no incomplete file
-            path.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(path)
-            raise
+        save(result, folder / named(image))
 
     return nullcontext(write)
 
@@ -106,7 +143,8 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
         if result.settings is not None and height * width > result.settings.data.max_pixels:
             screen.note(f"{result.name}: not drawn, since {width}x{height} is more than data.max_pixels")
         else:
-            result.draw().save(path)
+            with _complete(path) as file:
+                save_picture(result.draw(), file)
 
     return _file_per_image(
         target.folder / "drawn",
@@ -124,7 +162,8 @@ def _voc(target: Target) -> AbstractContextManager[Write]:
 def _yolo(target: Target) -> AbstractContextManager[Write]:
     """Write YOLO text files, copies of the images, and a `data.yaml` with the class names."""
     folder = target.folder / "yolo"
-    write_text(folder / "data.yaml", yaml_text({"path": ".", "train": "images"}, target.names))
+    with _complete(folder / "data.yaml") as file:
+        write_text(file, yaml_text({"path": ".", "train": "images"}, target.names))
     named = partial(label_name, suffix=".txt", shared=target.shared)
     return _labelled(folder / "labels", folder / "images", named, Result.to_yolo)
 
@@ -139,14 +178,28 @@ def _labelled(
 
     def copy(result: Result, path: Path) -> None:
         image = images / path.relative_to(labels).with_suffix(Path(result.path).suffix if result.path else ".png")
-        image.parent.mkdir(parents=True, exist_ok=True)
-        if result.path is not None:
-            shutil.copyfile(result.path, image)
-        elif isinstance(result.origin.image, np.ndarray):
-            as_rgb(result.origin.image).save(image)
-        path.write_text(text(result), encoding="utf-8")
+        with _complete(path) as label_file, _complete(image) as image_file:
+            label_file.write_text(text(result), encoding="utf-8")
+            if result.path is not None:
+                _copy(result.path, image_file)
+            elif isinstance(result.origin.image, np.ndarray):
+                save_picture(as_rgb(result.origin.image), image_file)
 
     return _file_per_image(labels, named, copy)
+
+
+def _copy(source: str, copy: Path) -> None:
+    """Copy an image.
+
+    Raises:
+        ImageError: the image has disappeared since it was read, or is a folder now.
+    """
+    try:
+        shutil.copyfile(source, copy)
+    except OSError as error:
+        if error.filename != source or error.filename2 is not None:  # the copy can't be written
+            raise
+        raise ImageError(f"{source}: the image can't be copied: {error.strerror}") from None
 
 
 FORMATS: Mapping[str, Callable[[Target], AbstractContextManager[Write]]] = {
@@ -157,6 +210,10 @@ FORMATS: Mapping[str, Callable[[Target], AbstractContextManager[Write]]] = {
     "yolo": _yolo,
 }
 """Name of a format -> context manager that provides its writer."""
+
+
+LISTS = ("json", "coco")
+"""Formats whose file holds the results of many images."""
 
 
 def shared_stems(images: Iterable[Path]) -> set[Path]:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
-from rcnn.draw import as_rgb, colour, draw_boxes, entries, font_for
+from rcnn.draw import as_rgb, colour, draw_boxes, entries, font_for, save_picture
 from rcnn.images.stream import read_picture
 from rcnn.metrics.types import Prediction
 
@@ -65,7 +65,7 @@ def contact_sheet(tiles: Sequence[Tile], names: Sequence[str], path: Path, colum
             canvas.paste(picture, (left + (side - picture.width) // 2, top + CAPTION))
         top += height
     partial = path.with_name(f".part-{path.name}")
-    canvas.save(partial, quality=88)
+    save_picture(canvas, partial, quality=88)
     os.replace(partial, path)
 
 

@@ -1,5 +1,6 @@
 """Common parts of the plots: figures without global state, their style, and saving them."""
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -77,10 +78,11 @@ def save(figure: "Figure", path: Path) -> None:
     """Write a PNG atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    partial = path.with_name(f".{path.name}.part")
+    partial, encoded = path.with_name(f".{path.name}.part"), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Glyph .* missing"
         )  # characters that the font lacks are drawn as boxes
-        FigureCanvasAgg(figure).print_png(partial)  # `savefig` would draw the figure once more for its layout
+        FigureCanvasAgg(figure).print_png(encoded)  # `savefig` would draw the figure once more for its layout
+    partial.write_bytes(encoded.getbuffer())  # Pillow would not notice a full disk
     os.replace(partial, path)
