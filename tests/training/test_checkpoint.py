@@ -52,6 +52,13 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-100.safetensors"]
 
 
+def test_what_a_killed_write_left_over_is_deleted(tmp_path: Path) -> None:
+    """The resumed run may not save at the same step, so that nothing would replace the file."""
+    (tmp_path / ".step-3.safetensors.tmp").write_bytes(b"half")
+    save_checkpoint(tmp_path, new_state(step=4), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-4.safetensors"]
+
+
 def test_weights_that_are_not_finite_leave_the_last_good_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, new_state(), {})
     state = new_state(step=2)

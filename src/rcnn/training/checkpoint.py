@@ -28,7 +28,7 @@ _LENGTHS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 
 
 def save_checkpoint(folder: Path, state: TrainState, log_lengths: Mapping[str, int]) -> None:
-    """Write `folder/step-N.safetensors` and delete older ones.
+    """Write `folder/step-N.safetensors`, and delete older ones and what was left over when a write was killed.
 
     Raises:
         TrainingError: the weights are not finite; the last good checkpoint stays.
@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, state: TrainState, log_lengths: Mapping[str, i
         tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items() if value is not None}
     path = folder / f"step-{state.progress.step}.safetensors"
     save_weights(path, tensors, {"kind": "checkpoint", "progress": asdict(state.progress), "logs": dict(log_lengths)})
-    for old in folder.glob("step-*.safetensors"):
+    for old in (*folder.glob("step-*.safetensors"), *folder.glob(".step-*.tmp")):
         if old != path:
             old.unlink()
 
