@@ -8,7 +8,7 @@ ENV = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_
 PYTEST = $(ENV) $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-more test-portable setup lint types tests fmt check bench fuzz
+.PHONY: demo test test-more test-portable setup lint types tests fmt check bench fuzz torture
 
 demo: .venv/installed
 	$(BIN)/rcnn demo
@@ -44,6 +44,9 @@ check: lint types ## what to run before every commit: under a minute
 
 fuzz: .venv/installed-dev ## `make fuzz N=1000`: so many damaged files of each of 16 kinds; `FIRST=5000` other ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.arena --count $(or $(N),100) --first $(or $(FIRST),0)
+
+torture: .venv/installed-dev ## `make torture N=60`: so many kills of trainings of each scheme, and other ends; `FIRST=5000` other ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture.arena --count $(or $(N),6) --first $(or $(FIRST),0)
 
 bench: .venv/installed-dev ## `make bench NAME=script` runs benchmarks/script.py
 	@test -n "$(NAME)" || { echo "Say which: make bench NAME=..., one of"; ls benchmarks | grep -v '^_' | sed -n 's/\.py$$//p'; exit 2; }

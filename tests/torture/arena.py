@@ -16,12 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
-
-os.environ.update(RCNN_OFFLINE="1", NO_COLOR="1", COLUMNS="200", MPLBACKEND="agg")
 
 import torch
 
@@ -45,7 +43,6 @@ SCHEMES = {
     "one-stage": ("rpn.classify=classes", "roi.head=none"),
 }
 """Name -> its settings: all of `rcnn.training.schemes.SCHEMES`, and models of one stage."""
-VARIANTS = ("SIGTERM", "SIGHUP", "pictures", "workers", "two processes", "full disk", "second start")
 MANY_CHECKPOINTS = "train.checkpoint_minutes=0.00001"
 MAX_KILLS = 3
 """Maximum number of times that a run is disturbed."""
@@ -54,8 +51,10 @@ TRIES = 5
 DISK_BYTES = 32_000_000
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 ENDED_EARLY = ("Resume with: rcnn train --resume", "start again", "Start again")
+NAMESPACE = ("unshare", "-rm")
+"""Command that starts another one in a namespace in which it may mount disks, on most systems."""
 MAY_MOUNT = "RCNN_TORTURE_MAY_MOUNT"
-"""Variable that is set in a process that may mount disks."""
+"""Variable that is set in such a namespace."""
 
 
 class Failed(Exception):
@@ -458,16 +457,11 @@ WHAT: dict[str, tuple[Callable[[Trial], None], dict[str, int]]] = {
 
 
 def may_mount() -> bool:
-    """Start this program anew in a namespace in which it may mount disks; return False if there can't be any."""
+    """Return True if this process may mount disks, or could in a namespace of its own."""
     if MAY_MOUNT in os.environ:
         return True
-    if shutil.which("unshare") is None:
-        return False
-    namespace = ["unshare", "-rm"]
-    if subprocess.run([*namespace, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode:
-        return False
-    os.environ[MAY_MOUNT] = "1"
-    os.execvp(namespace[0], [*namespace, sys.executable, "-m", "tests.torture.arena", *sys.argv[1:]])
+    words = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return shutil.which(NAMESPACE[0]) is not None and not subprocess.run(words, capture_output=True).returncode
 
 
 def main() -> int:
@@ -478,9 +472,14 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="*", choices=[*SCHEMES, *WHAT], default=[*SCHEMES, *WHAT])
     options = parser.parse_args()
     kinds = list(options.kinds)
-    if "full disk" in kinds and not may_mount():
-        print("full disk: skipped, since no disks may be mounted here")
-        kinds.remove("full disk")
+    if "full disk" in kinds:
+        if not may_mount():
+            print("full disk      skipped, since no disks may be mounted here", flush=True)
+            kinds.remove("full disk")
+        elif MAY_MOUNT not in os.environ:
+            os.environ[MAY_MOUNT] = "1"
+            os.execvp(NAMESPACE[0], [*NAMESPACE, sys.executable, "-m", "tests.torture.arena", *sys.argv[1:]])
+    os.environ.update(RCNN_OFFLINE="1", NO_COLOR="1", COLUMNS="200")
     torch.set_num_threads(1)
     arena = Arena(Path(tempfile.mkdtemp(prefix="torture-")), options.seed)
     failed = 0

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
+import torch.distributed as dist
 
 from rcnn.cli.app import main
 from rcnn.training.recorders import Recorders
@@ -26,10 +27,10 @@ from tests.commands import CHANGES, WRITING
 from tests.limits import WAITS
 from tests.training.pieces import without_pictures
 
-SECONDS = 100.0
+SECONDS = 20.0
 """CPU time that a training may take."""
 POLL_SECONDS = 0.001
-FIELDS = ("changes", "stage", "step")
+FIELDS = ("changes", "stage", "step", "joined")
 """Numbers that a child and its parent share."""
 
 
@@ -127,7 +128,7 @@ class Training:
             return True
         if not ended:
             seconds, act = time.clock_gettime((~self.pid << 3) | 2), self._act  # as clock_getcpuclockid(3) does
-            if act and act.when == "cpu" and not self.acted and seconds > act.at:
+            if act and act.when == "cpu" and not self.acted and seconds > act.at and self["joined"]:
                 self._send(act.number)
             if seconds < SECONDS and time.monotonic() < self._end:
                 return False
@@ -179,7 +180,7 @@ def _live(
         sys.stdin = open(os.devnull)  # noqa: SIM115
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        _share_steps(board)
+        _share_progress(board)
         _watch_changes(cwd, act, board)
         with contextlib.nullcontext() if pictures else without_pictures():
             main(words)
@@ -193,15 +194,23 @@ def _live(
         os._exit(code)
 
 
-def _share_steps(board: memoryview) -> None:
-    """Show the parent the last completed step."""
-    record = Recorders.step
+def _share_progress(board: memoryview) -> None:
+    """Show the parent the last completed step, and whether the processes that train together have met.
+
+    No process can tell that another one has died before it came.
+    """
+    record, join = Recorders.step, dist.init_process_group
+    board[FIELDS.index("joined")] = "WORLD_SIZE" not in os.environ
 
     def step(self: Recorders, numbers: Mapping[str, Any]) -> None:
         board[FIELDS.index("stage")], board[FIELDS.index("step")] = int(numbers.get("stage", 1)) - 1, numbers["step"]
         record(self, dict(numbers))
 
-    Recorders.step = step  # type: ignore[method-assign]
+    def init_process_group(*arguments: Any, **options: Any) -> None:
+        join(*arguments, **options)
+        board[FIELDS.index("joined")] = 1
+
+    Recorders.step, dist.init_process_group = step, init_process_group  # type: ignore[method-assign]
 
 
 def _watch_changes(cwd: Path, act: Act | None, board: memoryview) -> None:
