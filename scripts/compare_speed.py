@@ -99,6 +99,10 @@ def pair(name: str, trees: Sequence[Path], folder: Path, number: int, turns: int
     order = (0, 1) if number % 2 == 0 else (1, 0)
     workers = {side: start(name, trees[side], folder) for side in order}
     try:
+        for side in order:
+            see_version(workers[side], trees[side])
+        for side in order:
+            take_turn(workers[side])
         times: dict[int, list[Times]] = {0: [], 1: []}
         for turn in range(turns):
             for side in order if turn % 2 == 0 else order[::-1]:
@@ -112,19 +116,19 @@ def pair(name: str, trees: Sequence[Path], folder: Path, number: int, turns: int
 
 
 def start(name: str, source: Path, folder: Path) -> "subprocess.Popen[str]":
-    """Start a worker of a version, and wait until it has warmed up."""
+    """Start a worker of a version."""
     environment = {**os.environ, "PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": "1", "RCNN_OFFLINE": "1"}
     words = [sys.executable, __file__, f"--{name}", str(folder)]
-    worker = subprocess.Popen(
-        words, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, env=environment, cwd=folder, **pipes)  # type: ignore[call-overload]
+
+
+def see_version(worker: "subprocess.Popen[str]", source: Path) -> None:
+    """Check that a worker has imported its own version."""
     assert worker.stdout is not None
     imported = worker.stdout.readline().strip()
     if not Path(imported).is_relative_to(source):
-        worker.kill()
         raise SystemExit(f"the worker of {source} has imported {imported or 'nothing'}")
-    take_turn(worker)
-    return worker
 
 
 def take_turn(worker: "subprocess.Popen[str]") -> Times:

@@ -188,6 +188,14 @@ def test_python_names_in_the_text_exist(page: Path) -> None:
     assert not named
 
 
+def test_the_tests_named_on_pages_exist() -> None:
+    """`tests/FILE.py` and `tests/FILE.py::test_name`."""
+    for page in PAGES:
+        for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text(encoding="utf-8")):
+            assert (ROOT / file).is_file(), f"{page.name}: {file}"
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8") or not name, f"{page.name}: {name}"
+
+
 def test_documentation_imports_public_names_only() -> None:
     sources = [(page.name, block) for page in PAGES for info, block in blocks(page) if info.startswith("python")]
     sources += [(path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "examples").rglob("*.py"))]
