@@ -25,7 +25,8 @@ import torch
 
 from rcnn.training.checkpoint import latest, read_progress
 from rcnn.training.ownership import FILE_NAME
-from tests.torture.compare import differences, digests
+from tests.cli.conftest import digests
+from tests.torture.compare import differences
 from tests.torture.victim import BALLAST, Act, Training
 from tests.training.pieces import FEW_PROPOSALS, SMALL, shapes, write_random_proposals
 
@@ -57,11 +58,11 @@ MAY_MOUNT = "RCNN_TORTURE_MAY_MOUNT"
 """Variable that is set in such a namespace."""
 
 
-class Failed(Exception):
+class FaultShown(Exception):
     """A trial has shown a fault."""
 
 
-class Missed(Exception):
+class NothingHappened(Exception):
     """The run was over before anything happened to it."""
 
 
@@ -108,7 +109,9 @@ class Trial:
         workers: number of loader processes.
 
     Attributes:
+        saves_often: whether a checkpoint is saved after every step.
         disturbed: number of times that something has happened to the run.
+        seconds: CPU time of all processes so far.
         story: what has happened, for the report of a failure.
     """
 
@@ -129,7 +132,7 @@ class Trial:
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
         self.disturbed, self.seconds, self.story = 0, 0.0, list[str]()
-        self._often = random.random() < 0.5
+        self.saves_often = random.random() < 0.5
         self._starts = 0
 
     # Random numbers
@@ -167,15 +170,16 @@ class Trial:
 
     def words(self) -> list[str]:
         """Return the command that starts the run or, if possible, resumes it."""
-        return self.resume() if self.resumable else self.arena.words(self.scheme, self.workers, self._often)
+        return self.resume() if self.resumable else self.arena.words(self.scheme, self.workers, self.saves_often)
 
     def resume(self) -> list[str]:
+        """Return the command that resumes the run."""
         assert self.run is not None
         workers = [f"--workers={self.workers}"] if self.workers else []
         return ["train", "--resume", str(self.run.relative_to(self.disk)), *workers]
 
     def start(self, act: Act | None = None, words: Sequence[str] | None = None, **options: object) -> Training:
-        """Start a process that trains alone."""
+        """Start a process, to which the options of `Training` apply."""
         self._starts += 1
         words = words or self.words()
         self.story.append(f"rcnn {' '.join(words[:3])} ...: {act or 'undisturbed'}")
@@ -211,10 +215,10 @@ class Trial:
         self.story[-1] += f": {training.code}"
         text = training.text
         if training.code is None:
-            raise Failed("it did not end")
+            raise FaultShown("it did not end")
         for bad in ("Traceback", "unexpected", "Warning", "Exception ignored"):
             if bad in text:
-                raise Failed(f"it printed {bad!r}: {text[-2000:]}")
+                raise FaultShown(f"it printed {bad!r}: {text[-2000:]}")
 
     def finish(self) -> None:
         """Resume the run, or start it anew, until its end, and compare it."""
@@ -226,20 +230,22 @@ class Trial:
         self.compare()
 
     def complete(self, training: Training) -> None:
+        """Check that a process has trained to the end."""
         if training.code != 0:
-            raise Failed(f"exit code {training.code} without a reason: {training.text[-2000:]}")
+            raise FaultShown(f"exit code {training.code} without a reason: {training.text[-2000:]}")
 
     def compare(self) -> None:
+        """Compare the run with one that nothing happened to."""
         assert self.run is not None
         if lines := list(differences(self.run, self.reference.run)):
-            raise Failed("; ".join(lines[:5]))
+            raise FaultShown("; ".join(lines[:5]))
 
     def see_refusal(self) -> None:
         """Check that a run without a checkpoint is not resumed, with a sentence that says how to start it again."""
         if self.run is not None and not self.resumable:
             training = self.alone(words=self.resume())
             if training.code != 2:
-                raise Failed(f"resumed without a checkpoint: exit code {training.code}: {training.text}")
+                raise FaultShown(f"resumed without a checkpoint: exit code {training.code}: {training.text}")
 
 
 # What may happen
@@ -252,31 +258,34 @@ def kill(trial: Trial) -> None:
         if training.code == 0:
             break
         if training.code not in (-signal.SIGKILL, -signal.SIGXFSZ):
-            raise Failed(f"exit code {training.code}: {training.text}")
+            raise FaultShown(f"exit code {training.code}: {training.text}")
         trial.disturbed += 1
         trial.see_refusal()
     if not trial.disturbed:
-        raise Missed
+        raise NothingHappened
     trial.finish()
 
 
 def terminate(number: signal.Signals, trial: Trial) -> None:
     """Send a signal to end: the last completed step must be saved."""
-    training = trial.alone(trial.moment()._replace(number=number))
-    if training.code == 0:
-        raise Missed
+    act = trial.moment()._replace(number=number)
+    training = trial.alone(act)
+    if training.code == 0 and (act.when == "cpu" or training["changes"] < act.at):
+        raise NothingHappened
+    if training.code == -number and trial.run is None:  # before the command had begun
+        raise NothingHappened
     if training.code != EXIT_CODES[number]:
-        raise Failed(f"exit code {training.code}: {training.text}")
+        raise FaultShown(f"exit code {training.code}: {training.text}")
     trial.disturbed += 1
     if trial.run is not None and not any(sentence in training.text for sentence in ENDED_EARLY):
-        raise Failed(f"it did not say how to continue: {training.text}")
+        raise FaultShown(f"it did not say how to continue: {training.text}")
     done = training["stage"], training["step"]
     if done != (0, 0):
         assert trial.run is not None
         path = latest(trial.run / "checkpoints")
         progress = read_progress(path) if path else None
         if progress is None or (progress.stage, progress.step) < done:
-            raise Failed(f"step {done[1]} of stage {done[0] + 1} was not saved, but {path}")
+            raise FaultShown(f"step {done[1]} of stage {done[0] + 1} was not saved, but {path}")
     trial.see_refusal()
     trial.finish()
 
@@ -288,11 +297,11 @@ def lose_worker(trial: Trial) -> None:
         act = Act("signal", "cpu", trial.random.random() * trial.reference.seconds)
     training = trial.alone(act, kills_worker=loses)
     if training.code == 0:
-        raise Missed
+        raise NothingHappened
     if training.code != (1 if loses else -signal.SIGKILL):
-        raise Failed(f"exit code {training.code}: {training.text}")
+        raise FaultShown(f"exit code {training.code}: {training.text}")
     if loses and ("loader process" not in training.text or "--resume" not in training.text):
-        raise Failed(f"it did not say what was lost, and how to continue: {training.text}")
+        raise FaultShown(f"it did not say what was lost, and how to continue: {training.text}")
     trial.disturbed += 1
     trial.finish()
 
@@ -308,15 +317,15 @@ def lose_process(trial: Trial) -> None:
     trainings = trial.together(chosen)
     if any(training.code == 0 for training in trainings):
         if all(training.code == 0 for training in trainings):
-            raise Missed
+            raise NothingHappened
         trial.story.append("one of them was done")
     for training, act in zip(trainings, chosen, strict=True):
         allowed = {0, 1} if act is None else {0, 1, -signal.SIGKILL, -signal.SIGXFSZ}
         allowed |= {130, *EXIT_CODES.values()} if number == signal.SIGTERM else set()
         if training.code not in allowed:
-            raise Failed(f"exit code {training.code}: {training.text}")
+            raise FaultShown(f"exit code {training.code}: {training.text}")
         if training.code == 1 and trial.resumable and "--resume" not in training.text:
-            raise Failed(f"it did not say how to continue: {training.text}")
+            raise FaultShown(f"it did not say how to continue: {training.text}")
     trial.disturbed += 1
     trial.finish()
 
@@ -327,16 +336,16 @@ def fill_disk(trial: Trial) -> None:
         training = trial.alone(trial.shortage("fill"))
         ballast = trial.disk / BALLAST
         if not ballast.exists():
-            raise Missed
+            raise NothingHappened
         trial.disturbed += 1
         ballast.unlink()
         if training.code == 0:  # there was room for the rest
             trial.compare()
             return
         if training.code != 1:
-            raise Failed(f"exit code {training.code}: {training.text}")
+            raise FaultShown(f"exit code {training.code}: {training.text}")
         if "No space left" not in training.text or not any(sentence in training.text for sentence in ENDED_EARLY):
-            raise Failed(f"it did not say that the disk is full, and how to continue: {training.text}")
+            raise FaultShown(f"it did not say that the disk is full, and how to continue: {training.text}")
         trial.see_refusal()
         trial.finish()
 
@@ -347,7 +356,7 @@ def start_second(trial: Trial) -> None:
     first.wait(stopped=True)
     if first.code is not None:
         trial.ended(first)
-        raise Missed
+        raise NothingHappened
     try:
         run = trial.run
         if run is not None and (run / "config.yaml").exists():
@@ -356,15 +365,15 @@ def start_second(trial: Trial) -> None:
             second = trial.alone(words=trial.resume())
             refused = "is being trained" in second.text or "holds no checkpoint" in second.text
             if owned and (second.code != 2 or not refused):
-                raise Failed(f"the second start was not refused: exit code {second.code}: {second.text}")
+                raise FaultShown(f"the second start was not refused: exit code {second.code}: {second.text}")
             if owned and digests(run) != before:
-                raise Failed("the second start has changed files")
+                raise FaultShown("the second start has changed files")
     finally:
         os.kill(first.pid, signal.SIGCONT)
         first.wait()
     trial.ended(first)
     if not trial.disturbed:
-        raise Missed
+        raise NothingHappened
     trial.complete(first)
     trial.compare()
 
@@ -411,7 +420,7 @@ class Arena:
         if key not in self._references:
             self._references[key] = Reference(Path(), 0.0, 0)
             trial = Trial(self, self.root / f"reference-{'-'.join(map(str, key))}", scheme, Random(0), world=world)
-            trial.pictures, trial._often = pictures, False
+            trial.pictures, trial.saves_often = pictures, False
             trainings = trial.together([None] * world) if world > 1 else [trial.alone()]
             for training in trainings:
                 trial.complete(training)
@@ -430,10 +439,10 @@ class Arena:
                 trial = Trial(self, folder, scheme, Random(f"{self.seed} {kind} {number} {attempt}"), **options)
                 try:
                     happen(trial)
-                except Missed:
+                except NothingHappened:
                     shutil.rmtree(folder)
                     continue
-                except Failed as failure:
+                except FaultShown as failure:
                     failures.append((number, f"{scheme}: {' | '.join(trial.story)}\n      {failure} ({folder})"))
                 else:
                     shutil.rmtree(folder)

@@ -1,7 +1,6 @@
 """What a run folder must have in common with that of a run that nothing happened to."""
 
 import csv
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,9 +86,3 @@ def sound(picture: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Return relative name -> digest of every file of a folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
