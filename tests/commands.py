@@ -24,7 +24,7 @@ PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fo
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree")
 USED = (
-    *("faster_coco_eval", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+    *("matplotlib.backends.backend_agg", "matplotlib.figure"),
     *("rcnn.cli.data", "rcnn.cli.predict", "rcnn.cli.train", "rcnn.cli.val", "rcnn.cli.writers"),
     *("rcnn.data.check", "rcnn.data.convert", "rcnn.interop.detectors", "rcnn.interop.recognise", "rcnn.open_model"),
     *("rcnn.plots.run_plots", "rcnn.report.page", "rcnn.training.train"),

@@ -133,6 +133,10 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         ],
         "1,530 windows of 64 x 96, tiny-fpn: peak ",
     ),
+    "metrics_scale": (
+        lambda _: ["--images", "20", "--boxes", "400", "--voc", "5", "30", "--turns", "1"],
+        "COCO's numbers are the same, bit for bit",
+    ),
     "parity_torchvision": (
         lambda d: [
             *("--images", "1", "--short", "64", "--proposals", "50"),

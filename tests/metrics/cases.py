@@ -45,3 +45,23 @@ def random_images(seed: int, images: int = 12, classes: int = 3) -> tuple[list[T
         truths.append(truth)
         predictions.append(Prediction(boxes, scores, labels))
     return truths, predictions
+
+
+def coarse_images(seed: int, images: int, classes: int) -> tuple[list[Truth], list[Prediction]]:
+    """Return images with boxes on a coarse grid: overlaps, scores and areas tie, and lie on the thresholds."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(count: int) -> np.ndarray:
+        low = rng.integers(0, 6, (count, 2))
+        return (np.concatenate((low, low + rng.integers(0, 6, (count, 2))), axis=1) * rng.choice([4, 16, 24])) * 1.0
+
+    truths, predictions = [], []
+    for _ in range(images):
+        objects, found = rng.integers(0, [6, 16])
+        truths.append(Truth(boxes(objects), rng.integers(0, classes, objects), rng.random(objects) < 0.3))
+        copies = truths[-1].boxes[rng.integers(0, objects, found)] if objects else boxes(found)
+        guesses = np.where(rng.random((found, 1)) < 0.4, copies, boxes(found)).astype(np.float32)
+        predictions.append(
+            Prediction(guesses, rng.choice([0.0, 0.5, 0.7, 1.0], found), rng.integers(0, classes, found))
+        )
+    return truths, predictions

@@ -1,13 +1,82 @@
 import contextlib
 import io
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rcnn.metrics import coco, flat
 from rcnn.metrics.coco import coco_metrics
+from rcnn.metrics.types import Prediction, Truth
+from tests.limits import MB, in_child
 
-from .cases import prediction_of, random_images, truth_of
+from .cases import boxes_of, coarse_images, prediction_of, random_images, truth_of
+
+
+def coco_rows(images: list[tuple[np.ndarray, np.ndarray, np.ndarray]], field: str) -> list[dict[str, Any]]:
+    """Return COCO's dicts of all boxes of images; the third array of each is that of a field."""
+    rows = []
+    for i, columns in enumerate(images):
+        for (x1, y1, x2, y2), label, value in zip(*(column.tolist() for column in columns), strict=True):
+            row = {"image_id": i, "category_id": label, field: value, "id": len(rows) + 1}
+            rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+    return rows
+
+
+def by_faster_coco_eval(
+    truths: list[Truth], predictions: list[Prediction], classes: int, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision (T, R, K, A) of the best `top` detections, and recall (T, K, M)."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    annotated = (COCO(), COCO())
+    truth_rows = coco_rows([(truth.boxes, truth.labels, truth.ignore.astype(int)) for truth in truths], "iscrowd")
+    found_rows = coco_rows(
+        [(found.boxes.astype(np.float64), found.labels, found.scores) for found in predictions], "score"
+    )
+    for one, rows in zip(annotated, (truth_rows, found_rows), strict=True):
+        categories = [{"id": label, "name": str(label)} for label in range(classes)]
+        images = [{"id": index} for index in range(len(truths))]
+        one.dataset = {"images": images, "categories": categories, "annotations": rows}
+        one.createIndex()
+    evaluation = COCOeval_faster(*annotated, "bbox", print_function=logging.debug)
+    evaluation.params.maxDets = [min(1, top), min(10, top), top]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][..., -1], evaluation.eval["recall"][:, :, 0]
+
+
+@given(
+    seed=st.integers(0, 100_000),
+    images=st.integers(1, 8),
+    classes=st.integers(1, 4),
+    top=st.sampled_from([1, 2, 5, 10, 12, 100]),
+    limits=st.tuples(st.integers(1, 9), st.integers(1, 3)),
+    make=st.sampled_from([coarse_images, random_images]),
+)
+def test_has_the_bits_of_faster_coco_eval(
+    seed: int, images: int, classes: int, top: int, limits: tuple[int, int], make: Any
+) -> None:
+    truths, predictions = make(seed, images, classes)
+    if all(truth.ignore.all() for truth in truths):
+        return  # it fails without ground truth
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat, "PAIRS", limits[0])
+        patch.setattr(coco, "AT_ONCE", limits[1])
+        found = coco.precision_and_recall(truths, predictions, classes, np.array([min(1, top), min(10, top), top]))
+    for mine, other in zip(found, by_faster_coco_eval(truths, predictions, classes, top), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_memory_does_not_hold_an_object_for_every_box() -> None:
+    """50,000 boxes as COCO's dicts would take 60 MB."""
+    rng = np.random.default_rng(0)
+    truths = [Truth(boxes_of(rng, 7), rng.integers(0, 80, 7), np.zeros(7, bool)) for _ in range(500)]
+    predictions = [Prediction(boxes_of(rng, 100), rng.random(100), rng.integers(0, 80, 100)) for _ in range(500)]
+    in_child(lambda: coco_metrics(truths, predictions, 80), seconds=10, resident=30 * MB)
 
 
 def by_pycocotools(truths, predictions, classes: int, top: int = 100) -> list[float]:
@@ -17,17 +86,12 @@ def by_pycocotools(truths, predictions, classes: int, top: int = 100) -> list[fl
     gt, dt = COCO(), COCO()
     shared = {"images": [{"id": i} for i in range(len(truths))], "categories": [{"id": k} for k in range(classes)]}
     with contextlib.redirect_stdout(io.StringIO()):
-        for coco, images, field in (
+        for one, images, field in (
             (gt, [(truth.boxes, truth.labels, truth.ignore.astype(int)) for truth in truths], "iscrowd"),
             (dt, [(found.boxes, found.labels, found.scores) for found in predictions], "score"),
         ):
-            rows = []
-            for i, columns in enumerate(images):
-                for (x1, y1, x2, y2), label, value in zip(*columns, strict=True):
-                    row = {"image_id": i, "category_id": int(label), field: value, "id": len(rows) + 1}
-                    rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
-            coco.dataset = {**shared, "annotations": rows}
-            coco.createIndex()
+            one.dataset = {**shared, "annotations": coco_rows(images, field)}
+            one.createIndex()
         evaluation = COCOeval(gt, dt, "bbox")
         evaluation.params.maxDets = [1, 10, top]
         evaluation.evaluate()

@@ -1,10 +1,17 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rcnn.metrics import flat
+from rcnn.metrics.overlap import best_first, box_iou
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import average_precision, voc_ap
+from tests.limits import MB, in_child
 
-from .cases import prediction_of, random_images, truth_of
+from .cases import boxes_of, coarse_images, prediction_of, random_images, truth_of
 
 BOX = [0, 0, 10, 10]
 
@@ -127,3 +134,56 @@ def test_agrees_with_the_devkits_loop(seed: int) -> None:
     truths, predictions = random_images(seed, images=15)
     ours = voc_ap(truths, predictions, 3)
     np.testing.assert_allclose(ours, [devkit_ap(truths, predictions, k) for k in range(3)], atol=1e-12)
+
+
+def ap_by_loops(
+    truths: list[Truth], predictions: list[Prediction], classes: int, iou: float, eleven_point: bool, offset: float
+) -> np.ndarray:
+    """The AP by a loop over classes, images and detections."""
+    ap = np.zeros(classes)
+    for label in range(classes):
+        scores, right, total = [], [], 0
+        for truth, prediction in zip(truths, predictions, strict=True):
+            boxes, ignore = (field[truth.labels == label] for field in (truth.boxes, truth.ignore))
+            total += int((~ignore).sum())
+            rows = np.flatnonzero(prediction.labels == label)
+            rows, taken = rows[best_first(prediction.scores[rows])], set()
+            for row, overlap in zip(rows, box_iou(prediction.boxes[rows], boxes, offset), strict=True):
+                best = int(overlap.argmax()) if len(boxes) else -1
+                touches = best >= 0 and overlap[best] > iou
+                if touches and ignore[best]:
+                    continue
+                scores.append(prediction.scores[row])
+                right.append(touches and best not in taken)
+                if touches:
+                    taken.add(best)
+        ap[label] = average_precision(np.array(right, bool)[best_first(np.array(scores))], total, eleven_point)
+    return ap
+
+
+@given(
+    seed=st.integers(0, 100_000),
+    images=st.integers(0, 8),
+    classes=st.integers(1, 4),
+    iou=st.sampled_from([0.3, 0.5, 0.75]),
+    eleven_point=st.booleans(),
+    offset=st.sampled_from([0.0, 1.0]),
+    limit=st.integers(1, 9),
+    make=st.sampled_from([coarse_images, random_images]),
+)
+def test_has_the_bits_of_loops_over_classes_and_images(
+    seed: int, images: int, classes: int, limit: int, make: Any, **options: Any
+) -> None:
+    truths, predictions = make(seed, images, classes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat, "PAIRS", limit)
+        found = voc_ap(truths, predictions, classes, **options)
+    np.testing.assert_array_equal(found, ap_by_loops(truths, predictions, classes, **options))
+
+
+def test_the_work_does_not_grow_with_classes_times_images() -> None:
+    """A loop over 365 classes of 3,000 images would take 11 s."""
+    rng = np.random.default_rng(0)
+    truths = [Truth(boxes_of(rng, 3), rng.integers(0, 365, 3), np.zeros(3, bool)) for _ in range(3000)]
+    predictions = [Prediction(boxes_of(rng, 10), rng.random(10), rng.integers(0, 365, 10)) for _ in range(3000)]
+    in_child(lambda: voc_ap(truths, predictions, 365), seconds=3, resident=30 * MB)

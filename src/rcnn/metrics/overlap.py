@@ -12,25 +12,30 @@ def area(boxes: np.ndarray, offset: float = 0.0) -> np.ndarray:
 
 
 def intersection(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
-    """Return the (A, B) areas of the intersections of boxes (A, 4) and (B, 4)."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return area(np.concatenate((low, high), axis=-1), offset)
+    """Return the areas (...) of the intersections of boxes (..., 4) and (..., 4), whose shapes are broadcast."""
+    size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + offset
+    size = np.maximum(size, 0)
+    return size[..., 0] * size[..., 1]
+
+
+def pair_iou(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
+    """Return the float64 IoU (...) of boxes (..., 4) and (..., 4), whose shapes are broadcast; 0 if both are empty."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    inside = intersection(a, b, offset)
+    union = area(a, offset) + area(b, offset) - inside
+    return inside / np.where(union > 0, union, 1)
 
 
 def box_iou(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
     """Return the (A, B) float64 IoU of boxes (A, 4) and (B, 4), 0 if both boxes are empty."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    inside = intersection(a, b, offset)
-    union = area(a, offset)[:, None] + area(b, offset)[None] - inside
-    return inside / np.where(union > 0, union, 1)
+    return pair_iou(a[:, None], b[None], offset)
 
 
 def share_inside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the (A, B) share of each box of `a` inside each box of `b`, which is COCO's overlap with a crowd."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     size = area(a)[:, None]
-    return intersection(a, b) / np.where(size > 0, size, 1)
+    return intersection(a[:, None], b[None]) / np.where(size > 0, size, 1)
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Average precision as in PASCAL VOC: VOC07's 11 points, and the area under the curve of later years."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from rcnn.metrics.overlap import best_first, box_iou
+from rcnn.metrics.flat import Found, Objects, best_first_by, flat_predictions, flat_truths, pairs, starts
+from rcnn.metrics.overlap import pair_iou
 from rcnn.metrics.types import Prediction, Truth
 
 Rule = Literal["area", "11-point"]
@@ -38,23 +40,19 @@ def voc_ap(
     Returns:
         (K,) float64 in [0, 1], NaN if the class has no object that counts.
     """
-    ap = np.zeros(num_classes)
-    for label in range(num_classes):
-        scores, right, total = [np.zeros(0)], [np.zeros(0, bool)], 0
-        for truth, prediction in zip(truths, predictions, strict=True):
-            of_class = truth.labels == label
-            boxes, ignore = truth.boxes[of_class], truth.ignore[of_class]
-            total += int((~ignore).sum())
-            rows = np.flatnonzero(prediction.labels == label)
-            if not len(rows):
-                continue
-            rows = rows[best_first(prediction.scores[rows])]
-            hit, counted = _judge(box_iou(prediction.boxes[rows], boxes, offset), ignore, iou)
-            scores.append(prediction.scores[rows][counted])
-            right.append(hit[counted])
-        order = best_first(np.concatenate(scores))
-        ap[label] = average_precision(np.concatenate(right)[order], total, eleven_point)
-    return ap
+    objects, found = flat_truths(truths, num_classes), flat_predictions(predictions, num_classes)
+    order = best_first_by(found.labels, found.scores)
+    right, counted = _judge(found, objects, order, iou, offset)
+    edges = np.searchsorted(found.labels[order], np.arange(num_classes + 1))
+    right, counted = right[order], counted[order]
+    parts = (slice(low, high) for low, high in pairwise(edges.tolist()))
+    totals = np.bincount(objects.labels[~objects.ignore], minlength=num_classes).tolist()
+    return np.array(
+        [
+            average_precision(right[part][counted[part]], total, eleven_point)
+            for part, total in zip(parts, totals, strict=True)
+        ]
+    )
 
 
 def average_precision(right: np.ndarray, total: int, eleven_point: bool = False) -> float:
@@ -77,20 +75,29 @@ def average_precision(right: np.ndarray, total: int, eleven_point: bool = False)
     return float(envelope[np.asarray(right, bool)].sum() / total)
 
 
-def _judge(overlap: np.ndarray, ignore: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return which detections of an image are correct, and which count, both (D,) bool.
+def _judge(
+    found: Found, objects: Objects, order: np.ndarray, iou: float, offset: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which detections are correct, and which count, both (D,) bool.
 
     Args:
-        overlap: (D, G) IoUs of the detections, best score first, with the objects of their class.
-        ignore: (G,) bool.
+        found: detections.
+        objects: ground truth.
+        order: (D,) index of the detections, those of a class in descending order of their scores.
         iou: as for `voc_ap`.
+        offset: as for `voc_ap`.
     """
-    right, counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
-    if overlap.shape[1] == 0:
-        return right, counted
-    best = overlap.argmax(axis=1)
-    touches = overlap.max(axis=1) > iou
-    counted[touches & ignore[best]] = False
-    matching = np.flatnonzero(touches & ~ignore[best])
+    best = np.full(len(found.labels), -1)  # the object of largest IoU, if that is above `iou`
+    for rows, places in pairs(found, objects):
+        overlap = pair_iou(found.boxes[rows], objects.boxes[places], offset)
+        begins = starts(rows)
+        largest = np.maximum.reduceat(overlap, begins)
+        tops = np.flatnonzero(overlap == np.repeat(largest, np.diff(begins, append=len(rows))))
+        tops = tops[starts(rows[tops])]  # the first object of several with the same IoU
+        touches = largest > iou
+        best[rows[tops[touches]]] = places[tops[touches]]
+    counted = ~np.append(objects.ignore, False)[best]
+    matching = order[(counted & (best >= 0))[order]]
+    right = np.zeros(len(best), bool)
     right[matching[np.unique(best[matching], return_index=True)[1]]] = True  # only the first on each object
     return right, counted

@@ -37,7 +37,7 @@ from rcnn.training.distributed import Distributed
 from rcnn.training.ownership import owned
 from rcnn.weights.file import atomic_write, kept
 
-PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
+PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors")
 LOGS = ("metrics.jsonl", "log.txt")
 MAX_NAME_LENGTH, MAX_LOG_BYTES = 100, 100 * MB
 """Maximum length of the name of a run, for which file systems allow 255 bytes, and maximum size of metrics.jsonl."""
