@@ -1,10 +1,13 @@
 """Score a detector on a data set: losses, AP, proposal recall."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, pairwise
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
 
 from rcnn.config import override
 from rcnn.config.aliases import suggest_settings
@@ -28,6 +31,8 @@ ViewResults = tuple[Result, Result]
 WINDOWS_KEPT = 1000
 """Number of sliding windows per image that are kept for recall, which uses no more. All would take half a MB."""
 
+NOTHING = Result(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), (), None, (0, 0))
+
 
 class Source(Protocol):
     """Batches of a data set, for example from a `Loader`."""
@@ -43,11 +48,57 @@ class Source(Protocol):
 
 
 class Shard(NamedTuple):
-    """The share of the images that this process works on. `gather` returns the objects of all processes."""
+    """The share of the images that this process works on.
+
+    Attributes:
+        rank: number of this process; process 0 computes the metrics.
+        world: number of processes.
+        gather: returns the objects of all processes in process 0, and an empty list in the others.
+        share: returns the object of process 0 in all processes.
+    """
 
     rank: int = 0
     world: int = 1
     gather: Callable[[Any], list[Any]] = lambda part: [part]
+    share: Callable[[Any], Any] = lambda item: item
+
+
+class FlatResults(NamedTuple):
+    """The results of V views as flat arrays, which take less time to send than an object for each view.
+
+    Attributes:
+        places: (V, 2) int64, scale and index of each view.
+        counts: (V, 2) int64, number of detections and of proposals of each view.
+        boxes: (n, 4) float32, the detections and the proposals of the first view, then of the second.
+        scores: (n,) float32.
+        labels: (n,) int64.
+    """
+
+    places: np.ndarray
+    counts: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, scored: Mapping[tuple[int, int], ViewResults]) -> Self:
+        """Return the results by scale and index as flat arrays."""
+        results = [result for pair in scored.values() for result in pair] or [NOTHING]
+        return cls(
+            np.array(list(scored), np.int64).reshape(-1, 2),
+            np.array([[len(found), len(given)] for found, given in scored.values()], np.int64).reshape(-1, 2),
+            *(np.concatenate([getattr(result, name) for result in results]) for name in ("boxes", "scores", "labels")),
+        )
+
+    def by_place(self) -> Iterator[tuple[tuple[int, int], ViewResults]]:
+        """Yield scale and index of each view with its results, which have only boxes, scores and labels."""
+        edges = np.append(0, np.cumsum(self.counts)).tolist()
+        results = [
+            replace(NOTHING, boxes=self.boxes[a:b], scores=self.scores[a:b], labels=self.labels[a:b])
+            for a, b in pairwise(edges)
+        ]
+        for (scale, index), found, given in zip(self.places.tolist(), results[::2], results[1::2], strict=True):
+            yield (scale, index), (found, given)
 
 
 @suggest_settings
@@ -97,6 +148,9 @@ def evaluate(
 ) -> Metrics:
     """Score a detector on an opened data set.
 
+    If several processes share the work, process 0 computes the metrics from the results of all. The others get its
+    numbers, without `Metrics.truths` and `Metrics.predictions`.
+
     Args:
         detector: the detector to score.
         dataset: the data set to score it on.
@@ -133,9 +187,13 @@ def evaluate(
             done += 1
             if progress:
                 progress(done, steps)
-    parts = shard.gather((scores, sums))
-    every = {place: entry for part, _ in parts for place, entry in part.items()}
-    return _metrics(dataset, list(_pooled(detector, dataset, every)), [part for _, part in parts], detector)
+    parts = shard.gather((FlatResults.of(scores), sums))
+    metrics = None
+    if shard.rank == 0:
+        every = dict(scored for part, _ in parts for scored in part.by_place())
+        metrics = _metrics(dataset, list(_pooled(detector, dataset, every)), [part for _, part in parts], detector)
+    shared = shard.share(metrics and replace(metrics, truths=(), predictions=()))
+    return metrics or shared
 
 
 def loaders_of(

@@ -45,6 +45,8 @@ def worker(folder: Path, meeting: dict[str, str]) -> None:
             assert requests == (1,)
             torch.save((tiny.gradients(model), losses), folder / f"{pair.rank}-{dtype}.pt")
         assert pair.gather(pair.rank) == [0, 1]
+        assert pair.collect(pair.rank) == ([0, 1] if pair.writer else [])
+        assert pair.share(str(pair.rank)) == "0"
 
 
 @pytest.fixture(scope="module")

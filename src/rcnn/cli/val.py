@@ -55,7 +55,7 @@ def val(
             with screen.progress("proposals", distributed.writer) as progress:
                 by_image = shared_proposals(proposals, dataset, settings, distributed, progress)
             external = ProposalSet(by_image, settings.rpn.post_test)
-        shard = Shard(distributed.rank, distributed.world, distributed.gather)
+        shard = Shard(distributed.rank, distributed.world, distributed.collect, distributed.share)
         with screen.progress("scoring", distributed.writer) as progress:
             metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=external)
         if distributed.writer:

@@ -70,7 +70,7 @@ class Metrics:
         voc: (K,) AP at IoU 0.5 as defined by VOC, by `voc_rule`; NaN for a class without objects.
         proposals: class-agnostic recall of the proposals, at the first of `predict.scales`.
         losses: mean of each loss, at that scale; empty if not asked for.
-        truths: one per image, in the order of the data set.
+        truths: one per image, in the order of the data set. Empty in all processes but the first of several.
         predictions: likewise.
         voc_rule: `val.voc_ap`: the area under the curve, as in VOC since 2010, or the 11 points of VOC 2007.
         predicts_classes: as `Settings.predicts_classes`; if False, all metrics but those of proposals are NaN.

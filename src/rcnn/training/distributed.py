@@ -74,6 +74,21 @@ class Distributed:
         if self.peers:
             self.peers.part()
 
+    def collect(self, item: Item) -> list[Item]:
+        """Return the items of all processes by rank in process 0, and an empty list in the others."""
+        if self.world == 1:
+            return [item]
+        items: list[Item] = [item] * self.world if self.writer else []
+        dist.gather_object(item, items if self.writer else None)
+        return items
+
+    def share(self, item: Item) -> Item:
+        """Return the item of process 0, in every process."""
+        items = [item]
+        if self.world > 1:
+            dist.broadcast_object_list(items)
+        return items[0]
+
     def wrap(self, module: nn.Module, accumulate: int = 1) -> nn.Module:
         """Wrap a module whose forward is a loss: gradients are averaged over processes after each backward pass.
 

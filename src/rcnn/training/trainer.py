@@ -232,7 +232,9 @@ class Trainer:
                 detector,
                 self.splits[1],
                 batch=self.state.settings.val.batch,
-                shard=Shard(self.distributed.rank, self.distributed.world, self.distributed.gather),
+                shard=Shard(
+                    self.distributed.rank, self.distributed.world, self.distributed.collect, self.distributed.share
+                ),
                 progress=lambda done, steps: self.log.status(f"validation: batch {done} of {steps}"),
                 proposals=self.state.val_proposals,
             )
