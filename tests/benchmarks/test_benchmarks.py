@@ -83,6 +83,10 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         lambda d: ["--runs", "1", "--size", "48", "64", "--short", "64"],
         "rcnn predict, start to saved picture",
     ),
+    "busy_machine": (
+        lambda _: ["--busy", "1", "--steps", "4", "--turns", "1", "--side", "64"],
+        "threads beside busy processes: ",
+    ),
     "deploy": (
         lambda d: [d.picture, "--runs", "1", "--files", d.exported, "--weights", d.detector],
         "rcnn predict   first line after",

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rcnn.config import Preprocess
 from rcnn.console import print_table
+from rcnn.cores import METER
 from rcnn.errors import UNPRINTABLE, cell, plural, printable, wrapped
 
 if TYPE_CHECKING:
@@ -116,6 +117,13 @@ def note(*texts: str) -> None:
     """Print dim lines, for information that needs no action."""
     for text in texts:
         say(text, "dim")
+
+
+def note_threads() -> None:
+    """Print once, if the threads of this process do not get the CPU time that they ask for, how many to use."""
+    import torch  # slow, and loaded by now
+
+    note(*METER.remarks(torch.get_num_threads()))
 
 
 def table(

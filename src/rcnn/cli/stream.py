@@ -160,6 +160,7 @@ class Job:
                     totals.update(result.counts())
                     screen.note(*(f"{name}: {remarks[kind]}" for kind in remarks.keys() - printed_remarks))
                     printed_remarks |= remarks.keys()
+                    screen.note_threads()
                     if self.distributed.writer and self._number != 1:
                         print_counts(name, result.counts(), count, own and own - self._unread, begun)
         except (Exception, KeyboardInterrupt) as error:

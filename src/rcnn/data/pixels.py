@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rcnn.config import Data
 from rcnn.config.files import unfit_name
+from rcnn.cores import usable_cores
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import ImageError
 from rcnn.images.decode import Look, verify_image
@@ -41,7 +42,7 @@ def decode_images(
 
     # Decoding releases Python's lock. The threads silence Pillow's warnings, which changes state that they share. It is
     # restored here.
-    with warnings.catch_warnings(), closing(ahead(look, names, os.cpu_count() or 1)) as looks:
+    with warnings.catch_warnings(), closing(ahead(look, names, usable_cores())) as looks:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for done, (path, outcome) in enumerate(zip(names, looks, strict=True), start=1):
             outcomes[path] = outcome

@@ -1,9 +1,9 @@
 """Stream a user's images, in order, as batches. Memory does not grow with their number."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from rcnn.config import Settings
+from rcnn.cores import METER, spare_cores
 from rcnn.errors import ImageError
 from rcnn.images.batch import Preprocessor, Size
 from rcnn.images.decode import as_array, read_image
@@ -67,12 +68,6 @@ def ahead(make: Callable[[Argument], Made], arguments: Iterable[Argument], threa
                 future.cancel()
     if not isinstance(failure, StopIteration):
         raise failure
-
-
-def spare_cores() -> int:
-    """Return the number of this process's cores minus one; torchrun's processes on a machine share its cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
@@ -296,7 +291,8 @@ def overlapped(
         bucket, positioned = views
         sizes = [position.opened.views[position.number].size for position, _ in positioned]
         batch = preprocessor.collate([pixels for _, pixels in positioned], sizes, bucket)
-        made = make(batch, tuple(position.opened.path for position, _ in positioned))
+        with nullcontext() if on_gpu else METER.computing():
+            made = make(batch, tuple(position.opened.path for position, _ in positioned))
         return [(position, result) for (position, _), result in zip(positioned, made, strict=True)]
 
     unfinished: dict[int, tuple[Opened, dict[int, Made]]] = {}

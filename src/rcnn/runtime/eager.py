@@ -21,7 +21,7 @@ from rcnn.model.suppress import Suppression
 from rcnn.model.truncated import truncate_head
 from rcnn.presets import build
 from rcnn.runtime.cuda_graphs import CudaGraphs
-from rcnn.runtime.precision import TYPES, chosen_precision
+from rcnn.runtime.precision import TYPES, chosen_precision, limit_threads
 from rcnn.runtime.steady import make_steady
 from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
 from rcnn.weights.box_targets import renormalise
@@ -218,6 +218,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     Raises:
         SettingsError: there is no such device, or it lacks float64, which suppression of boxes needs.
     """
+    limit_threads()
     if isinstance(name, torch.device):
         return name
     if name == "auto":

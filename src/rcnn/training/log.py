@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rcnn.console import print_table
+from rcnn.cores import METER
 from rcnn.data.pixels import ProgressCallback
 from rcnn.errors import cell, printable, wrapped
 
@@ -37,6 +38,11 @@ class Log:
             shown = printable(text)
             shown = wrapped(shown, self._console.width) if self._console.is_terminal else shown
             self._console.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+    def say_threads(self) -> None:
+        """Say once if the threads do not get the CPU time that they ask for."""
+        for remark in METER.remarks(torch.get_num_threads()):
+            self.say(remark)
 
     @property
     def shows(self) -> bool:

@@ -7,13 +7,14 @@ averaged, because the counts of later batches are not known yet when the gradien
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rcnn.config import Train
+from rcnn.cores import METER
 from rcnn.data.loading.loader import FILLER, Item
 from rcnn.errors import TrainingError
 from rcnn.model.structures import to_device
@@ -95,23 +96,25 @@ def backward(
     This does not synchronise with a GPU.
     """
     device = distributed.device
-    batch, targets = to_device(item.batch, device), to_device(item.targets, device)
-    keys = state.model.keys(batch, targets, item.seeds, item.proposals)
-    proposals = [] if item.proposals is None else [to_device(item.proposals, device)]
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(state.train, device)):
-        losses = state.loss(batch, targets, keys, *proposals)
-    sums = torch.stack([total for total, _ in losses.values()])
-    counts = torch.stack([count for _, count in losses.values()])
-    requested = torch.tensor(requests, dtype=torch.float64).to(device, non_blocking=True)
-    shared = distributed.sum(torch.cat((sums.detach().double(), counts.double(), requested)))
-    all_sums, all_counts, all_requests = shared.split((len(sums), len(sums), len(requests)))
-    divisors = torch.where(all_counts > 0, all_counts, 1.0)
-    # Copied before the backward pass is queued, so that they arrive long before the step ends.
-    values = torch.cat((all_sums / divisors, all_requests)).to("cpu", non_blocking=True)
-    copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-    # DDP averages gradients over the processes; the factor `world` makes this a sum.
-    ((sums / divisors.to(sums)).sum() * distributed.world / batches).backward()
-    return BatchLosses(tuple(losses), values, item.index, copied)
+    # A process that waits for a GPU or for others is not computing.
+    with METER.computing() if device.type == "cpu" and distributed.world == 1 else nullcontext():
+        batch, targets = to_device(item.batch, device), to_device(item.targets, device)
+        keys = state.model.keys(batch, targets, item.seeds, item.proposals)
+        proposals = [] if item.proposals is None else [to_device(item.proposals, device)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(state.train, device)):
+            losses = state.loss(batch, targets, keys, *proposals)
+        sums = torch.stack([total for total, _ in losses.values()])
+        counts = torch.stack([count for _, count in losses.values()])
+        requested = torch.tensor(requests, dtype=torch.float64).to(device, non_blocking=True)
+        shared = distributed.sum(torch.cat((sums.detach().double(), counts.double(), requested)))
+        all_sums, all_counts, all_requests = shared.split((len(sums), len(sums), len(requests)))
+        divisors = torch.where(all_counts > 0, all_counts, 1.0)
+        # Copied before the backward pass is queued, so that they arrive long before the step ends.
+        values = torch.cat((all_sums / divisors, all_requests)).to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        # DDP averages gradients over the processes; the factor `world` makes this a sum.
+        ((sums / divisors.to(sums)).sum() * distributed.world / batches).backward()
+        return BatchLosses(tuple(losses), values, item.index, copied)
 
 
 @contextmanager

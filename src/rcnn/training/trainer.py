@@ -154,6 +154,7 @@ class Trainer:
             ):
                 with workers_unheard():
                     queued.append(self.step(group, number, (self.is_late(), interrupted.is_set())))
+                    self.log.say_threads()
                     if len(queued) > self.ahead:
                         settle()
             with workers_unheard():

@@ -1,5 +1,6 @@
 """The processes or threads that load the batches, by device and machine."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ REALLY = workers.may_fork
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight cores, plenty of shared memory, and processes that can be forked."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("rcnn.cores.cpu_quota", lambda: math.inf)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 33))
     monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: True)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)

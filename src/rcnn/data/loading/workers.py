@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from rcnn.cores import spare_cores
 from rcnn.errors import plural
-from rcnn.images.stream import spare_cores
 
 MAX_DEFAULT_WORKERS = 8
 """Maximum number of loader processes that are started for a GPU by default."""

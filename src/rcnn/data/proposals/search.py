@@ -20,6 +20,7 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.config.files import cache_folder, check_regular
+from rcnn.cores import usable_cores
 from rcnn.data.proposals.external import NOTHING, ImageProposals, ranked
 from rcnn.errors import ImageError, SettingsError
 from rcnn.images.decode import MAX_FILE_BYTES, read_image
@@ -256,7 +257,7 @@ def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[I
         _write(file, proposals.boxes)
         return proposals
 
-    yield from ahead(of_file, paths, os.cpu_count() or 1)  # OpenCV releases Python's lock
+    yield from ahead(of_file, paths, usable_cores())  # OpenCV releases Python's lock
 
 
 def _read(file: Path) -> np.ndarray | None:
