@@ -2,8 +2,12 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from cProfile import Profile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -11,12 +15,18 @@ import pytest
 from PIL import Image
 
 import rcnn
+from rcnn.cli.stream import Job
+from rcnn.cli.writers import FORMATS
 from rcnn.config import Data
 from rcnn.data.formats.find import open_dataset
 from rcnn.data.synthetic import scenes
 from rcnn.images import decode, stream
 from rcnn.images.sources import OPENERS, NamedImage
+from rcnn.result import Result
 from tests.cli.conftest import SMALL, Run, read_json
+
+NOTHING = np.zeros(0, dtype=np.float32)
+EMPTY = Result(NOTHING.reshape(0, 4), NOTHING, NOTHING.astype(np.int64), ("object",), None, (60, 80))
 
 
 @pytest.mark.parametrize("command", ["predict", "propose"])
@@ -110,3 +120,38 @@ def test_a_data_set_is_a_source(data: Path, weights: Path) -> None:
     results = rcnn.load(weights).predict(dataset)
     expected = [(str(record.path), record.name) for record in dataset.records]
     assert [(result.path, result.origin.name) for result in results] == expected
+
+
+class Names(Sequence[str]):
+    """Made-up paths of images, which counts how often one of them is read, also by slicing."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.reads = number, 0
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: Any) -> Any:
+        numbers = range(self.number)[index]
+        self.reads += len(numbers) if isinstance(numbers, range) else 1
+        return [self[number] for number in numbers] if isinstance(numbers, range) else f"photos/{numbers:09}.jpg"
+
+
+def test_the_work_per_picture_does_not_grow_with_their_number(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Function calls and read names from the sources to the writers, without files and a detector."""
+    monkeypatch.setitem(FORMATS, "json", lambda _: nullcontext(lambda result, name: None))
+    calls, reads = [], []
+    for number in (1_000, 100_000):
+        names, profile = Names(number), Profile()
+        monkeypatch.setattr("rcnn.images.sources.file_paths", lambda _, names=names: names)
+        profile.enable()
+        job = Job(["photos"], Path("out"), "json", None, False, None)
+        with job.without_detector():
+            job.run((replace(EMPTY, origin=origin) for origin in job.images()), ("object",), {})
+        profile.disable()
+        calls.append(sum(entry.callcount for entry in profile.getstats()) / number)
+        reads.append(names.reads / number)
+    assert reads == [1, 1]
+    assert calls[1] < 1.05 * calls[0]

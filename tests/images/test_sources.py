@@ -1,9 +1,15 @@
+import tracemalloc
+from collections import deque
+from cProfile import Profile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rcnn.errors import ImageError
-from rcnn.images.sources import files, mark_results
+from rcnn.images.sources import FileList, NamedImage, files, mark_results, open_source, walk
 
 
 def make(root: Path, *names: str) -> None:
@@ -78,3 +84,45 @@ def test_an_entire_disk_is_not_searched_for_a_glob(tmp_path: Path, monkeypatch: 
             files(f"{tmp_path}/{pattern}")
     assert len(files(f"{tmp_path}/p*/**/*.png")) == 200
     assert files(f"{tmp_path}/disk/*.png") == [tmp_path / "disk/a.png"]
+
+
+def test_a_list_of_files_makes_its_images_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = ["a/1.png", str(tmp_path / "b/2.png"), "a/../b/3..png"]
+    listed = FileList(paths)
+    assert [image.name for image in listed] == paths
+    assert listed[1:][0] == listed[1] == listed[-2] == NamedImage(Path(paths[1]), paths[1], 1)
+    assert [image.name for image in listed.below(tmp_path)] == ["a/1.png", "b/2.png", "b/3..png"]
+    assert [image.name for image in listed.below("/")[1:]] == [
+        str(tmp_path / f"b/{name}")[1:] for name in ("2.png", "3..png")
+    ]
+    with pytest.raises(IndexError):
+        listed[3]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("a-0.\N{LATIN SMALL LETTER E WITH ACUTE}"), min_size=1, max_size=3), max_size=12)
+)
+def test_images_are_found_in_the_order_of_their_paths(names: list[list[str]]) -> None:
+    with TemporaryDirectory() as folder:
+        made = {Path(folder, *(f"{part}x" for part in parts[:-1]), f"{parts[-1]}x.png") for parts in names}
+        make(Path(folder), *map(str, made))
+        assert [Path(path) for path in walk(folder)] == sorted(made)
+
+
+def test_listing_takes_one_call_per_file_and_little_memory(tmp_path: Path) -> None:
+    """Strings of up to 100 characters, and the entries of one folder."""
+    counts, memory = [], []
+    for number in (100, 2_000):
+        top = tmp_path / str(number)
+        make(top, *(f"{file % 10}/{file:06}.jpg" for file in range(number)))
+        tracemalloc.start()
+        found = open_source(top)
+        memory.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        profile = Profile()
+        profile.runcall(lambda top=top: deque(open_source(top).below(top), maxlen=0))
+        counts.append(sum(entry.callcount for entry in profile.getstats()) / number)
+        assert len(found) == number
+    assert counts[1] < 1.05 * counts[0]
+    assert (memory[1] - memory[0]) / 1_900 < 250

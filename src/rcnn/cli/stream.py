@@ -21,7 +21,7 @@ from rcnn.data.formats.coco import MAX_JSON_BYTES
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError, ImageError, SettingsError, plural
-from rcnn.images.sources import ImageSource, NamedImage, base_of, open_source
+from rcnn.images.sources import FileList, ImageSource, NamedImage, base_of, open_source
 from rcnn.result import Result
 from rcnn.training.distributed import join_processes
 
@@ -77,10 +77,10 @@ class Job:
         self._as_json, self._out = as_json, out
         data = override(Settings(), [word for word in self._changes if word.startswith("data.")]).data
         self._images, self.base, ids = open_sources(sources, split, data)
-        listed = self._images if isinstance(self._images, Sequence) else ()
         self._number = len(self._images) if isinstance(self._images, Sized) else None
-        self._shared = shared_stems(Path(image.name) for image in listed)
-        self._image_id = listed_ids(images) if images else named_ids(ids, listed)
+        listed = self._images if isinstance(self._images, FileList) else FileList([])
+        self._shared = shared_stems(map(Path, listed.names())) if {"voc", "yolo"} & {*self._formats} else set()
+        self._image_id = listed_ids(images) if images else named_ids(ids, listed if "coco" in self._formats else ())
         self._unread, self._must_read = 0, on_fault != "skip"
         raises = on_fault == "stop" or (self._number == 1 and on_fault != "skip")
         self.skip = None if raises else self._leave_out
@@ -206,7 +206,7 @@ def open_sources(
     """Open the sources as one; files are named by their paths below the folder that they share.
 
     Returns:
-        The images, as a list if all sources list files; the shared folder; and the ids in COCO jsons, by path.
+        The images, as a `FileList` if all sources list files; the shared folder; and the ids in COCO jsons, by path.
 
     Raises:
         ImageError: a source is missing, or holds no images.
@@ -216,25 +216,23 @@ def open_sources(
     for source in sources:
         if split is None and not (Path(source).suffix.lower() in LIST_SUFFIXES and os.path.isfile(source)):
             opened.append(open_source(source))
-            bases += [base_of(source)] * isinstance(opened[-1], list)
+            bases += [base_of(source)] * isinstance(opened[-1], FileList)
             continue
         lenient = settings.model_copy(update={"on_fault": "skip"})  # labels are not needed here
         dataset = open_dataset(source, split or "all", lenient, decode=False)
         screen.note(*dataset.notes)
         if dataset.format == "coco":
             ids |= {str(record.path): record.id for record in dataset.records}
-        opened.append([*dataset])
+        opened.append(FileList([str(record.path) for record in dataset.records]))
         bases.append(Path(os.path.abspath(os.path.commonpath([record.path.parent for record in dataset.records]))))
     base = Path(os.path.commonpath(bases)) if bases else Path()
-
-    def named(image: NamedImage) -> NamedImage:
-        if not isinstance(image.image, Path):
-            return image
-        return image._replace(name=Path(os.path.relpath(image.image, base)).as_posix())
-
+    lists = [source.below(base) if isinstance(source, FileList) else source for source in opened]
+    if len(lists) == 1:
+        return lists[0], base, ids
     if len(bases) == len(sources):
-        return [*map(named, chain.from_iterable(opened))], base, ids
-    return (opened[0] if len(opened) == 1 else map(named, chain.from_iterable(opened))), base, ids
+        paths = (source.paths for source in opened if isinstance(source, FileList))
+        return FileList([*chain.from_iterable(paths)], str(base)), base, ids
+    return chain.from_iterable(lists), base, ids
 
 
 def print_counts(name: Path, counts: Mapping[str, int], count: int, images: int | None, begun: float) -> None:

@@ -7,11 +7,12 @@ yields pixels. A source with a length is read ahead; one without is iterated one
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob
 from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -44,6 +45,59 @@ class NamedImage(NamedTuple):
 
 UNNAMED = NamedImage(None)
 ImageSource = Iterable[NamedImage]
+
+
+class FileList(Sequence[NamedImage]):
+    """A source of image files. It holds only their paths, and makes an item when it is requested.
+
+    Attributes:
+        paths: of the files.
+
+    Args:
+        paths: of the files.
+        base: absolute folder below which all files are; the names are paths below it, with slashes. None: the names are
+            the paths.
+        start: number of the first image.
+    """
+
+    def __init__(self, paths: Sequence[str], base: str | None = None, start: int = 0) -> None:
+        self.paths, self._base, self._start = paths, base, start
+        self._prefix = "" if base is None else os.path.join(base, "")
+        self._cwd = "" if base is None else os.getcwd()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> NamedImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "FileList": ...
+
+    def __getitem__(self, index: int | slice) -> "NamedImage | FileList":
+        """Return an image, or the list of consecutive ones."""
+        numbers = range(len(self.paths))[index]
+        if isinstance(numbers, range):
+            return FileList(self.paths[index], self._base, self._start + numbers.start)
+        path = self.paths[numbers]
+        return NamedImage(Path(path), self._name(path), self._start + numbers)
+
+    def below(self, base: str | Path) -> "FileList":
+        """Return the same files with their paths below an absolute folder as names."""
+        return FileList(self.paths, str(base), self._start)
+
+    def names(self) -> Iterator[str]:
+        """Yield the names."""
+        return map(self._name, self.paths)
+
+    def _name(self, path: str) -> str:
+        if self._base is None:
+            return path
+        whole = os.path.join(self._cwd, path)
+        if not whole.startswith(self._prefix) or ".." in whole:  # slower: it compares all parts of both paths
+            return Path(os.path.relpath(path, self._base)).as_posix()
+        return whole[len(self._prefix) :].replace(os.sep, "/")
+
 
 OPENERS: dict[str, Callable[[str], ImageSource]] = {}
 """Scheme, such as `rtsp:`, or suffix, such as `.mp4` -> its opener. Other sources are files, folders and globs."""
@@ -85,10 +139,19 @@ def open_source(source: str | Path) -> ImageSource:
     for key, opener in OPENERS.items():
         if text.startswith(key) if key.endswith(":") else text.lower().endswith(key):
             return opener(text)
-    return [NamedImage(file, str(file), number) for number, file in enumerate(files(source))]
+    return FileList(file_paths(source))
 
 
 def files(source: str | Path) -> list[Path]:
+    """Return the image files of a path, folder or glob, as `file_paths` does.
+
+    Raises:
+        ImageError: as for `file_paths`.
+    """
+    return [Path(path) for path in file_paths(source)]
+
+
+def file_paths(source: str | Path) -> list[str]:
     """Return the image files of a path, folder or glob, sorted. Our own results below a folder are left out.
 
     Raises:
@@ -100,20 +163,20 @@ def files(source: str | Path) -> list[Path]:
     if reason := _no_picture(str(source)):
         raise ImageError(f"{source}: {reason}")
     if os.path.isfile(path):  # unlike Path's method, no error for a name that is too long
-        return [path]
+        return [str(path)]
     base = base_of(source)
     if "**" in path.parts and not path.is_dir():  # search what a glob would, and stop where it would search a disk
         for top in glob(str(Path(*path.parts[: path.parts.index("**")]))):
-            deque(_below(Path(top), like_glob=True), maxlen=0)
+            deque(walk(top, like_glob=True), maxlen=0)
     named = [path] if os.path.isdir(path) else sorted(Path(name) for name in glob(str(source), recursive=True))
     if not named:
         raise ImageError(f"{source}: no such file, folder or glob")
-    images: list[Path] = []
+    images: list[str] = []
     for found in named:
-        if found.is_dir():  # `Path`'s own comparison, whose order this is, takes seconds for a hundred thousand
-            images += sorted(_below(found), key=lambda image: str(image).replace(os.sep, "\0"))
+        if found.is_dir():
+            images += walk(str(found))
         elif is_image(found.name) and found.exists():
-            images.append(found)
+            images.append(str(found))
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     results = {folder for folder in {*map(os.path.dirname, images)} if is_below_results(Path(folder), base)}
@@ -134,26 +197,53 @@ def _no_picture(source: str) -> str | None:
     return None
 
 
-def _below(top: Path, *, like_glob: bool = False) -> Iterator[Path]:
-    """Yield the images below a folder; `like_glob` follows links to folders and leaves out what begins with a dot.
+def walk(top: str, *, like_glob: bool = False) -> Iterator[str]:
+    """Yield the paths of the images below a folder, in the order of `Path`, which compares part by part.
+
+    Only the entries of open folders are held in memory. Folders that can't be read are left out.
+
+    Args:
+        top: the folder.
+        like_glob: follow links to folders, and leave out folders whose names begin with a dot.
 
     Raises:
         ImageError: there are many more other files than images, as on an entire disk.
     """
     images = others = 0
-    for folder, below, names in os.walk(top, followlinks=like_glob):
-        if like_glob:
-            below[:] = [name for name in below if not name.startswith(".")]
-        inner = [name for name in names if is_image(name)]
-        images, others = images + len(inner), others + len(below) + len(names)
-        try:
-            check_walk(top, images, others)
-        except OSError as error:
-            raise ImageError(f"{top}: {error}") from None
-        with os.scandir(folder) as entries:  # checking each file for existence would take a second
-            broken = {entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)}
-        present = set(inner) - broken
-        yield from (path for path in Path(folder).iterdir() if path.name in present)  # cheaper than joining each name
+    folders = [("" if top == os.curdir else os.path.join(top, ""), _sorted_entries(top))]
+    while folders:
+        folder, entries = folders[-1]
+        if (entry := next(entries, None)) is None:
+            folders.pop()
+            try:
+                check_walk(Path(top), images, others)
+            except OSError as error:
+                raise ImageError(f"{top}: {error}") from None
+            continue
+        others += 1
+        path = f"{folder}{entry.name}"
+        if _is_folder(entry):
+            if not entry.name.startswith(".") if like_glob else not entry.is_symlink():
+                folders.append((os.path.join(path, ""), _sorted_entries(path)))
+        elif is_image(entry.name):
+            images += 1
+            if not entry.is_symlink() or os.path.exists(path):
+                yield path
+
+
+def _sorted_entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return iter(sorted(entries, key=attrgetter("name")))
+    except OSError:
+        return iter(())
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere
+        return False
 
 
 def check_walk(top: Path, images: int, names: int) -> None:
