@@ -33,6 +33,7 @@ SCORES = {"evaluate", "metrics"} | DETECTOR | DATA
 MAY_IMPORT = {
     "errors": set(),
     "signals": set(),
+    "locks": set(),
     "console": set(),
     "cores": set(),
     "config": set(),
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "diagnose": {"plots", "open_model"} | SCORES,
     "report": {"diagnose", "plots"} | SCORES,
     "look": {"signals", "report", "diagnose"} | SCORES,
-    "training": {"signals", "console", "cores", "report", "diagnose", "plots", "open_model"} | SCORES,
+    "training": {"signals", "locks", "console", "cores", "report", "diagnose", "plots", "open_model"} | SCORES,
     "paper": {"training", "report", "plots"} | SCORES,
 }
 """Parts that each part may import, also inside functions. It may always import itself and `errors`; `cli` may all."""

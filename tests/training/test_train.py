@@ -18,13 +18,13 @@ import torch
 from rcnn.config import override, read, to_yaml
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
+from rcnn.locks import lock
 from rcnn.metrics.table import Metrics
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.report.page import write_report
 from rcnn.report.subject import read_subject
 from rcnn.training.checkpoint import latest
 from rcnn.training.configure import choose_settings
-from rcnn.training.ownership import lock
 from rcnn.training.run import Run
 from rcnn.training.start import prepare_run
 from rcnn.training.train import train

@@ -1,4 +1,4 @@
-"""A run folder has one owner, and a folder of results one command."""
+"""A folder of a run or shard has one owner, and a folder of results one command."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from rcnn import locks
 from rcnn.errors import SettingsError
-from rcnn.training import ownership
-from rcnn.training.ownership import FILE_NAME, lock
+from rcnn.locks import FILE_NAME, lock
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from rcnn.training.ownership import lock
+from rcnn.locks import lock
 with lock(Path(sys.argv[1])):
     worker = os.fork()
     if worker == 0:
@@ -105,7 +105,7 @@ def test_an_owner_on_another_host_counts_until_its_heart_stops(tmp_path: Path) -
 
 
 def test_a_file_system_without_locks_has_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     write_owner(tmp_path, age=30, host=socket.gethostname())
     with pytest.raises(SettingsError, match="by process 7"), lock(tmp_path):
         pass
@@ -119,7 +119,7 @@ def test_a_damaged_file_without_a_lock_is_replaced(tmp_path: Path, contents: byt
 
 
 def test_the_owner_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.01)
     with lock(tmp_path):
         os.utime(tmp_path / FILE_NAME, (0, 0))
         deadline = time.monotonic() + 60
