@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "result": {"draw", "data", "images", "config"},
     "merge_views": {"result", "model", "images", "config"},
     "detector": DETECTOR,
+    "shards": {"signals", "locks"} | DETECTOR,
     "interop": DETECTOR,
     "exporting": DETECTOR,
     "open_model": {"interop"} | DETECTOR,

@@ -63,6 +63,15 @@ class ExportError(RuntimeError):
     exit_code = 1
 
 
+class PredictionError(RuntimeError):
+    """A prediction in shards is not complete, or can't continue, for example because of a full disk.
+
+    The message says what to do.
+    """
+
+    exit_code = 1
+
+
 class NonFiniteError(ArithmeticError):
     """The network returned NaN or infinity because its weights are damaged or its training diverged."""
 

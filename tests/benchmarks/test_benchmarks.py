@@ -149,6 +149,7 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         "perturbed  float32",
     ),
     "read_coco": (lambda d: ["--images", "20", "--annotations", "50", "--turns", "1"], "pycocotools: 20 images, 50"),
+    "sharded_predict": (lambda d: ["--names", "100", "2000"], "2,000 names: "),
     "train_vs_torchvision": (
         lambda d: [
             *(d.shapes, "--init", d.mobilenet, "--runs", "1", "--batch", "1", "--epochs", "1"),

@@ -118,6 +118,8 @@ FAULTS = {
     "predict {weights} roi.nms=0.3": (2, "SOURCE is missing"),
     "predict {weights} {data} --split test": (3, "no `test` list"),
     "predict {weights} {data}/ImageSets --split val": (3, "no data set"),
+    "predict {weights} {data} --shard 3/2": (2, "counted from 1/2 to 2/2"),
+    "merge nowhere": (2, "nowhere: holds no shards"),
     "propose {weights} {data} rpn.nsm=1": (2, ""),
     "propose {weights} nowhere/*.jpg": (3, ""),
     "propose nowhere.safetensors {data}": (4, ""),

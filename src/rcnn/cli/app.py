@@ -27,6 +27,7 @@ from rcnn.cli import (
     import_weights,
     inspect,
     look,
+    merge,
     paper,
     predict,
     propose,
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 for command in (train.train, val.val, predict.predict, propose.propose, anchors.anchors, explain.explain):
     app.command(cls=SuggestingCommand)(command)
+app.command(cls=SuggestingCommand)(merge.merge)
 app.command(cls=SuggestingCommand)(inspect.inspect)
 app.command("import", cls=SuggestingCommand)(import_weights.import_weights)
 for command in (export.export, benchmark.benchmark, why.why, report.report, look.look, paper.paper, demo.demo):
@@ -113,9 +115,12 @@ def _keep_freed_memory() -> None:
 
 
 def _run(words: list[str]) -> None:
-    """Run the command. Ctrl-C, which typer turns into a silent exit with 130, is raised again."""
+    """Run the command, with the words as the object of its context.
+
+    Ctrl-C, which typer turns into a silent exit with 130, is raised again.
+    """
     try:
-        app(words, prog_name="rcnn")
+        app(words, prog_name="rcnn", obj=words)
     except SystemExit as end:
         if end.code != Interrupted.exit_code:
             raise

@@ -21,7 +21,7 @@ from rcnn.data.formats.coco import MAX_JSON_BYTES
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError, ImageError, SettingsError, plural
-from rcnn.images.sources import FileList, ImageSource, NamedImage, base_of, open_source
+from rcnn.images.sources import FileList, ImageSource, NamedImage, base_of, listed_paths, open_source
 from rcnn.result import Result
 from rcnn.training.distributed import join_processes
 
@@ -49,6 +49,7 @@ class Job:
             it is the only one.
         split: the sources are data sets, and only their images in this list are taken. If None, a json, yaml or csv
             stands for all images that it lists, and a folder for all images in it.
+        listed: a file with the paths of the images, instead of sources.
 
     Raises:
         SettingsError: a format or choice is unknown, or there is no source.
@@ -65,22 +66,25 @@ class Job:
         as_json: bool,
         on_fault: str | None,
         split: Split | None = None,
+        listed: str | None = None,
     ) -> None:
         if on_fault not in (None, "damaged", "stop", "skip"):
             raise SettingsError(f"--on-fault: unknown `{on_fault}`; there are damaged, stop, skip")
         sources, self._changes = arguments.split(words)
-        if not sources:
-            raise SettingsError("SOURCE is missing: give images, folders or globs")
+        if not sources and listed is None:
+            raise SettingsError("SOURCE is missing: give images, folders or globs, or --list FILE")
+        if listed is not None and (sources or split is not None):
+            raise SettingsError("--list: give either a list of images or SOURCE")
         self._formats = parse_list("--format", formats, FORMATS)
         if as_json and "json" not in self._formats:
             self._formats.append("json")
         self._as_json, self._out = as_json, out
         data = override(Settings(), [word for word in self._changes if word.startswith("data.")]).data
-        self._images, self.base, ids = open_sources(sources, split, data)
+        self._images, self.base, ids = open_sources(sources, split, data) if listed is None else open_list(listed)
         self._number = len(self._images) if isinstance(self._images, Sized) else None
-        listed = self._images if isinstance(self._images, FileList) else FileList([])
-        self._shared = shared_stems(map(Path, listed.names())) if {"voc", "yolo"} & {*self._formats} else set()
-        self._image_id = listed_ids(images) if images else named_ids(ids, listed if "coco" in self._formats else ())
+        files = self._images if isinstance(self._images, FileList) else FileList([])
+        self._shared = shared_stems(map(Path, files.names())) if {"voc", "yolo"} & {*self._formats} else set()
+        self._image_id = listed_ids(images) if images else named_ids(ids, files if "coco" in self._formats else ())
         self._unread, self._must_read = 0, on_fault != "skip"
         raises = on_fault == "stop" or (self._number == 1 and on_fault != "skip")
         self.skip = None if raises else self._leave_out
@@ -233,6 +237,19 @@ def open_sources(
         paths = (source.paths for source in opened if isinstance(source, FileList))
         return FileList([*chain.from_iterable(paths)], str(base)), base, ids
     return chain.from_iterable(lists), base, ids
+
+
+def open_list(file: str) -> tuple[FileList, Path, dict[str, int | str]]:
+    """Open the images in a list, in its order, as `open_sources` opens others.
+
+    Raises:
+        ImageError: the list can't be read, or is empty.
+    """
+    paths = [*listed_paths(file)]
+    if not paths:
+        raise ImageError(f"{file}: the list of images is empty")
+    base = Path(os.path.commonpath({os.path.dirname(os.path.abspath(path)) for path in paths}))
+    return FileList(paths, str(base)), base, {}
 
 
 def print_counts(name: Path, counts: Mapping[str, int], count: int, images: int | None, begun: float) -> None:

@@ -6,10 +6,12 @@ yields pixels. A source with a length is read ahead; one without is iterated one
 
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from glob import glob
-from itertools import takewhile
+from itertools import count, takewhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
@@ -24,7 +26,7 @@ from rcnn.images.decode import IMAGE_SUFFIXES
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
 """Suffixes of videos."""
 
-_ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):", re.IGNORECASE)
+_ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):|[a-z][a-z0-9+.-]*:(:|//)", re.IGNORECASE)
 
 
 class NamedImage(NamedTuple):
@@ -105,6 +107,12 @@ OPENERS: dict[str, Callable[[str], ImageSource]] = {}
 MAX_OTHER_FILES = 100_000
 """Maximum number of files and folders in a search for images, in addition to ten for each image."""
 
+MAX_OPEN_FOLDERS = 100
+"""Maximum number of folders that a walk reads at the same time, each of which takes a file handle."""
+
+MAX_LINE_BYTES = 100_000
+"""Maximum length of a line in a list of images, bytes."""
+
 MARK = ".rcnn"
 """Name of the file that marks a folder of results, which may lie among the user's images."""
 
@@ -160,7 +168,7 @@ def file_paths(source: str | Path) -> list[str]:
     path = Path(source)
     if not str(source):
         raise ImageError("the path of the images is empty; `.` is the current folder")
-    if reason := _no_picture(str(source)):
+    if reason := no_picture(str(source)):
         raise ImageError(f"{source}: {reason}")
     if os.path.isfile(path):  # unlike Path's method, no error for a name that is too long
         return [str(path)]
@@ -186,7 +194,7 @@ def file_paths(source: str | Path) -> list[str]:
     return images
 
 
-def _no_picture(source: str) -> str | None:
+def no_picture(source: str) -> str | None:
     """Return why a source that other programs accept can't be opened here; None for all other sources."""
     if _ADDRESS.match(source):
         return "addresses are not opened; download the pictures, and give their folder"
@@ -197,20 +205,48 @@ def _no_picture(source: str) -> str | None:
     return None
 
 
-def walk(top: str, *, like_glob: bool = False) -> Iterator[str]:
+def listed_paths(file: str) -> Iterator[str]:
+    """Yield the paths in a list of images, one per line, as they are read. Empty lines are left out.
+
+    Args:
+        file: the list, relative to the current folder like the paths in it; `-` is standard input.
+
+    Raises:
+        ImageError: the list can't be read, or a line is not a path.
+    """
+    try:
+        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as lines:
+            for number in count(1):
+                if not (line := lines.readline(MAX_LINE_BYTES + 1)):
+                    return
+                path = os.fsdecode(line.rstrip(b"\r\n"))
+                if len(line) > MAX_LINE_BYTES or "\0" in path:
+                    raise ImageError(f"{file}, line {number}: not a path; expected a list with one path per line")
+                if _ADDRESS.match(path):
+                    raise ImageError(f"{file}, line {number}: {no_picture(path)}")
+                if path:
+                    yield path
+    except OSError as error:
+        raise ImageError(f"{file}: the list of images can't be read: {error.strerror}") from None
+
+
+def walk(top: str, *, like_glob: bool = False, lazy: bool = False) -> Iterator[str]:
     """Yield the paths of the images below a folder, in the order of `Path`, which compares part by part.
 
-    Only the entries of open folders are held in memory. Folders that can't be read are left out.
+    The entries of open folders are held in memory, and folders that can't be read are left out.
 
     Args:
         top: the folder.
         like_glob: follow links to folders, and leave out folders whose names begin with a dot.
+        lazy: yield the images in the order of the file system, without holding entries in memory, and leave out our own
+            results.
 
     Raises:
         ImageError: there are many more other files than images, as on an entire disk.
+        OSError: with `lazy`, a folder can't be read.
     """
     images = others = 0
-    folders = [("" if top == os.curdir else os.path.join(top, ""), _sorted_entries(top))]
+    folders = [("" if top == os.curdir else os.path.join(top, ""), _entries(top, lazy))]
     while folders:
         folder, entries = folders[-1]
         if (entry := next(entries, None)) is None:
@@ -224,19 +260,24 @@ def walk(top: str, *, like_glob: bool = False) -> Iterator[str]:
         path = f"{folder}{entry.name}"
         if _is_folder(entry):
             if not entry.name.startswith(".") if like_glob else not entry.is_symlink():
-                folders.append((os.path.join(path, ""), _sorted_entries(path)))
+                inner = _entries(path, lazy and len(folders) < MAX_OPEN_FOLDERS)
+                folders.append((os.path.join(path, ""), iter(()) if lazy and is_results(Path(path)) else inner))
         elif is_image(entry.name):
             images += 1
             if not entry.is_symlink() or os.path.exists(path):
                 yield path
 
 
-def _sorted_entries(folder: str) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: str, lazy: bool) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder, sorted, or with `lazy` as they are read."""
     try:
         with os.scandir(folder) as entries:
-            return iter(sorted(entries, key=attrgetter("name")))
+            yield from entries if lazy else sorted(entries, key=attrgetter("name"))
+    except FileNotFoundError:  # it was deleted after it was listed
+        return
     except OSError:
-        return iter(())
+        if lazy:
+            raise
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
