@@ -13,9 +13,11 @@ from rcnn.detector import Detector
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
 from rcnn.model.structures import Batch, NormalisedBatch
+from rcnn.model.suppress import NMS
 from rcnn.presets import build, settings_of
 from rcnn.result import Result
-from rcnn.runtime.eager import choose_device, folded
+from rcnn.runtime.eager import choose_device
+from rcnn.runtime.folded import folded
 from rcnn.runtime.precision import chosen_precision, has_bf16
 from rcnn.weights.box_targets import LAYER
 from rcnn.weights.file import save_weights
@@ -202,6 +204,52 @@ def test_a_detector_can_be_copied_and_pickled_after_predicting(detector: Detecto
     (found,) = detector.predict(folder / "0.png")
     for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
         assert same(other.predict(folder / "0.png")[0], found)
+
+
+def test_the_copy_for_prediction_is_not_pickled(detector: Detector, folder: Path) -> None:
+    fresh = detector.with_settings([])
+    before = len(pickle.dumps(fresh))
+    fresh.predict(folder / "0.png")
+    assert len(pickle.dumps(fresh)) == before
+
+
+def test_a_detector_of_a_file_is_pickled_as_its_path_and_digest(
+    detector: Detector, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.safetensors"
+    detector.save(file)
+    changed = Detector.load(file, "cpu").with_settings(["roi.nms=0.3", "predict.score=0.2"])
+    changed.threshold = 0.125
+    pickled = pickle.dumps(changed)
+    assert len(pickled) < 10_000
+    loaded = pickle.loads(pickled)
+    assert loaded.threshold == 0.125
+    assert loaded.settings == changed.settings
+    assert same(loaded.predict(folder / "0.png")[0], changed.predict(folder / "0.png")[0])
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(WeightsError, match="is not the file that the detector was pickled with"):
+        pickle.loads(pickled)
+    file.unlink()
+    with pytest.raises(WeightsError, match=r"a.safetensors: can't be read .*copy the file to the same path"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.parametrize("change", ["weights", "suppression", "file"])
+def test_a_detector_that_differs_from_its_file_is_pickled_completely(
+    detector: Detector, folder: Path, tmp_path: Path, change: str
+) -> None:
+    file = tmp_path / "a.safetensors"
+    detector.save(file)
+    loaded = Detector.load(file, "cpu")
+    if change == "weights":
+        next(loaded.model.parameters()).data.add_(1)
+    elif change == "suppression":
+        loaded = loaded.with_suppression(detections=NMS(0.1))
+    else:
+        file.unlink()
+    copied = pickle.loads(pickle.dumps(loaded))
+    assert copied.suppression.detections == loaded.suppression.detections
+    assert same(copied.predict(folder / "0.png")[0], loaded.predict(folder / "0.png")[0])
 
 
 def test_half_precision_halves_the_file_and_loads_as_float32(detector: Detector, folder: Path, tmp_path: Path) -> None:

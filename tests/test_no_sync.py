@@ -19,7 +19,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.ops.roi_align_matrix import taps_of
 from rcnn.presets import PRESETS, build, settings_of
-from rcnn.runtime.eager import folded
+from rcnn.runtime.folded import folded
 from rcnn.training.distributed import Distributed
 from rcnn.training.ema import EMA
 from rcnn.training.optim import build_optimizer

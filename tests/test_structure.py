@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "interop": DETECTOR,
     "exporting": DETECTOR,
     "open_model": {"interop"} | DETECTOR,
+    "batch_predictor": {"open_model", "detector", "images"},
     "plots": {"draw", "metrics"} | DATA,
     "evaluate": {"open_model"} | SCORES,
     "diagnose": {"plots", "open_model"} | SCORES,

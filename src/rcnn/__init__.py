@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rcnn.batch_predictor import BatchPredictor
     from rcnn.config import Settings
     from rcnn.data.formats.find import open_dataset
     from rcnn.detector import Detector
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchPredictor",
     "DataError",
     "Detector",
     "ExportError",
@@ -66,6 +68,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "BatchPredictor": "batch_predictor",
     "DataError": "errors",
     "Detector": "detector",
     "ExportError": "errors",

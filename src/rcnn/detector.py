@@ -15,7 +15,7 @@ import rcnn.config as config
 from rcnn.config.aliases import suggest_settings
 from rcnn.errors import NonFiniteError, check_number, plural
 from rcnn.images.batch import Preprocessor
-from rcnn.images.stream import Picture, Skip, overlapped
+from rcnn.images.stream import Picture, ReadOptions, Skip, overlapped
 from rcnn.images.views import Viewer
 from rcnn.merge_views import Pooler
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -79,6 +79,7 @@ class Detector:
                     f"{argument}: the network has {plural(self.runtime.classes, 'class')}, got {len(values)}"
                 )
         self.preprocessor = Preprocessor(settings.preprocess, self.runtime.size)
+        self._read_options = ReadOptions.of(settings)
         self.viewer = Viewer(self.preprocessor, settings, self.summary.get("scale"))
         self.pooler = Pooler(self.viewer, settings, self.suppression)
 
@@ -164,7 +165,9 @@ class Detector:
         """Detect objects in images.
 
         Args:
-            images: paths, folders, globs, PIL images, (H, W, C) uint8 arrays, (C, H, W) tensors, or a sequence of them.
+            images: paths, folders, globs, bytes of image files, binary file objects, PIL images, (H, W, C) uint8
+                arrays, (C, H, W) tensors, or a sequence of them. In a sequence, a tuple (key, image) names the image:
+                the key, a string or an integer, is `origin.name` of its result, as a string.
             score: boxes with a lower score are left out. None: the threshold stored with the weights.
             batch: number of images that run together if they are in the same shape bucket.
             features: also return the second stage's feature vector of each box.
@@ -317,7 +320,7 @@ class Detector:
                 size=(int(originals[i, 0]), int(originals[i, 1])),
                 features=None if vectors is None else vectors[i][keep].float().numpy(),
                 category_ids=self.category_ids,
-                settings=self.settings,
+                read_options=self._read_options,
             )
             for i, keep in enumerate(detections.valid)
         ]
@@ -348,7 +351,7 @@ class Detector:
                 names=("object",),
                 path=None,
                 size=(int(originals[i, 0]), int(originals[i, 1])),
-                settings=self.settings,
+                read_options=self._read_options,
             )
             for i, keep in enumerate(valid)
         ]

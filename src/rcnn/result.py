@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from rcnn.config import Settings, shorten
+from rcnn.config import shorten
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.draw import colour, draw_boxes, entries, save_picture, shade
 from rcnn.errors import ImageError, UnavailableError, check_number, printable
 from rcnn.images.sources import UNNAMED, NamedImage
-from rcnn.images.stream import read_picture
+from rcnn.images.stream import DEFAULT_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
     import pandas
@@ -68,7 +68,7 @@ class Result:
         size: (height, width) in pixels.
         features: (n, F) float32, the second stage's feature vectors; None unless requested.
         category_ids: the data set's number for each class; None for 1..K.
-        settings: the settings that `path` was read with; None for the defaults.
+        read_options: how `path` was read.
         origin: the image as named by its source, with its decoded pixels if they were kept.
     """
 
@@ -80,7 +80,7 @@ class Result:
     size: tuple[int, int]
     features: np.ndarray | None = None
     category_ids: tuple[int, ...] | None = None
-    settings: Settings | None = None
+    read_options: ReadOptions = DEFAULT_OPTIONS
     origin: NamedImage = UNNAMED
 
     @property
@@ -169,7 +169,7 @@ class Result:
             if isinstance(self.origin.image, np.ndarray):
                 image = self.origin.image
             elif self.path is not None:
-                image = read_picture(self.path, self.settings or Settings())
+                image = self.read_options.read(self.path)
             else:
                 raise ValueError("this result came from an array: give the image to draw on, `result.draw(image)`")
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from rcnn.detector import Detector
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.runtime.eager import folded
+from rcnn.runtime.folded import folded
 from tests.cli.conftest import SMALL, save_detector
 
 PREDICT = """

@@ -1,5 +1,6 @@
 """Reading, the network and the use of results overlap, without an effect on order or results."""
 
+import io
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -119,3 +120,51 @@ def test_windows_of_several_images_share_batches_in_order_and_are_made_one_by_on
     opened = next(iter(stream.read_opened(np.zeros((640, 640, 3), np.uint8), SETTINGS, PREPROCESSOR, views)))
     assert len(opened.views) == 100
     assert not isinstance(opened.pixels, Sequence)
+
+
+def read(images: object, skip: list[str] | None = None) -> list[tuple[str, int]]:
+    """Return (name, brightness) of each image that can be read; append the messages of the others to `skip`."""
+    opened = stream.overlapped(
+        images,
+        SETTINGS,
+        PREPROCESSOR,
+        VIEWER.views,
+        2,
+        brightness,
+        None if skip is None else lambda error: skip.append(str(error)),
+        CPU,
+    )
+    return [(image.origin.name, made) for image, (made,) in opened]
+
+
+def test_encoded_images_file_objects_and_pairs_with_keys_are_read_as_their_files(folder: Path) -> None:
+    file = folder / "3.png"
+    content = file.read_bytes()
+    ((_, expected),) = read(file)
+    for image in (content, bytearray(content), memoryview(content), io.BytesIO(content)):
+        assert read(image) == read([image if isinstance(image, bytes) else content]) == [("", expected)]
+    with file.open("rb") as opened:
+        assert read(opened) == [(str(file), expected)]
+    pairs = [("a", content), (7, file), ("c", str(file)), ("d", np.full((32, 32, 3), 30, np.uint8))]
+    assert read(iter(pairs)) == [(key, expected) for key in ("a", "7", "c", "d")]
+
+
+def test_unreadable_images_in_memory_are_left_out_with_their_key(folder: Path) -> None:
+    content = (folder / "3.png").read_bytes()
+    closed, errors = io.BytesIO(content), list[str]()
+    closed.close()
+    texts = {
+        "cut": (content[:60], "cut: the image can't be read"),
+        "empty": (b"", "empty: the file is empty"),
+        "text": (io.StringIO("a"), "text: the file object returns text; open the file in binary mode"),
+        "closed": (closed, "closed: the file object can't be read"),
+        "foreign": (b"%PDF-1.4", "foreign: this is PDF: convert it to PNG or JPEG"),
+        "several": ([content, content], "several: expected one image with this key, got a list"),
+        "number": (5, "number: int is not an image"),
+        "missing": (folder / "9.png", f"{folder / '9.png'}: there is no such file"),
+    }
+    images = [("good", content), *((key, image) for key, (image, _) in texts.items()), content[:50], ("last", content)]
+    assert [name for name, _ in read(images, errors)] == ["good", "last"]
+    assert len(errors) == len(texts) + 1
+    for found, (_, start) in zip(errors, texts.values(), strict=False):
+        assert found.startswith(start)

@@ -17,7 +17,7 @@ from rcnn.detector import Detector, Propose
 from rcnn.errors import ImageError
 from rcnn.images.batch import Preprocessor
 from rcnn.images.decode import image_size
-from rcnn.images.stream import NamedImage, Skip
+from rcnn.images.stream import NamedImage, ReadOptions, Skip
 from rcnn.model.sliding_windows import sliding_windows
 from rcnn.presets import build
 from rcnn.result import Result
@@ -62,7 +62,8 @@ def _result(
 ) -> Result:
     """Return proposals of an image, in pixels of its file, as its result."""
     boxes, scores, labels = boxes.astype(np.float32), scores.astype(np.float32), np.zeros(len(boxes), dtype=np.int64)
-    return Result(boxes, scores, labels, ("object",), str(image.image), size, settings=settings, origin=image)
+    read_options = ReadOptions.of(settings)
+    return Result(boxes, scores, labels, ("object",), str(image.image), size, read_options=read_options, origin=image)
 
 
 WITHOUT_DETECTOR: dict[str, Callable[[Sequence[NamedImage], Settings, Skip | None], Iterator[Result]]] = {

@@ -140,7 +140,7 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
 
     def save(result: Result, path: Path) -> None:
         height, width = result.size
-        if result.settings is not None and height * width > result.settings.data.max_pixels:
+        if height * width > result.read_options.max_pixels:
             screen.note(f"{result.name}: not drawn, since {width}x{height} is more than data.max_pixels")
         else:
             with _complete(path) as file:

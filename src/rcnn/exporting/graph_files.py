@@ -17,7 +17,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import Batch
 from rcnn.runtime import packages
-from rcnn.runtime.eager import folded
+from rcnn.runtime.folded import folded
 from rcnn.runtime.graph import DIGEST, digest
 from rcnn.runtime.openvino import add_entries, pieces
 

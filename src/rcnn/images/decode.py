@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,13 +186,33 @@ def read_image(
     with named_errors(path):
         if path.suffix.lower() == ".npy":
             return _channels(read_array(open_array(path, max_pixels, in_channels), white), in_channels)
-        in_channels = in_channels or 3
-        with open_image(path, max_pixels, pages=in_channels + 1) as image:
-            if in_channels not in (1, 3) and _has_pages(image, in_channels):
-                return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
-            array, orientation = _pixels(image, in_channels, white), _orientation(image)
-        del image  # before its pixels are copied once more
-        return _upright(array, orientation)
+        return _read(path, white, max_pixels, in_channels or 3)
+
+
+def read_encoded(
+    data: bytes | bytearray | memoryview,
+    *,
+    white: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    in_channels: int = 3,
+) -> np.ndarray:
+    """Read the bytes of an image file as `read_image` reads the file. Arrays of numpy are not read.
+
+    Raises:
+        ImageError: as for `read_image`; the message names no file.
+    """
+    content = bytes(data)
+    with explained_errors(content):
+        return _read(content, white, max_pixels, in_channels)
+
+
+def _read(file: Path | bytes, white: int | None, max_pixels: int, in_channels: int) -> np.ndarray:
+    with open_image(file, max_pixels, pages=in_channels + 1) as image:
+        if in_channels not in (1, 3) and _has_pages(image, in_channels):
+            return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
+        array, orientation = _pixels(image, in_channels, white), _orientation(image)
+    del image  # before its pixels are copied once more
+    return _upright(array, orientation)
 
 
 def read_rgb(path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -222,7 +243,8 @@ def as_array(
     if isinstance(image, Image.Image):
         if not min(image.size):
             raise ImageError(f"the image is empty: {image.width} x {image.height} pixels")
-        return _from_pillow(image, in_channels, white)
+        with explained_errors():  # its file is read now, and may be damaged
+            return _from_pillow(image, in_channels, white)
     if isinstance(image, torch.Tensor):
         array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
@@ -330,33 +352,50 @@ def named_errors(path: Path) -> Iterator[None]:
     if reason := next(filter(None, map(unfit_name, path.parts)), None):
         raise ImageError(f"{path}: this name {reason}; rename the file or folder")
     try:
+        with explained_errors(path):
+            yield
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+
+
+@contextmanager
+def explained_errors(file: Path | bytes | None = None) -> Iterator[None]:
+    """Turn any error with an image into an `ImageError` that gives the reason. `file` is what is read, if it is known.
+
+    Raises:
+        OSError: there are no file handles left.
+    """
+    try:
         with warnings.catch_warnings():  # Pillow warns of damage, such as in EXIF data, without naming the file
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
-    except (ImageError, UnfitFile) as error:
-        raise ImageError(f"{path}: {error}") from None
+    except ImageError:
+        raise
+    except UnfitFile as error:
+        raise ImageError(f"{error}") from None
     except FileNotFoundError:
-        raise ImageError(f"{path}: there is no such file") from None
+        raise ImageError("there is no such file") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path}: {_not_an_image(path)}") from None
+        raise ImageError(_not_an_image(file) if file is not None else "this is not an image") from None
     except MemoryError:
-        raise ImageError(f"{path}: the image does not fit into the memory") from None
+        raise ImageError("the image does not fit into the memory") from None
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # the image may be sound
             limit = "`ulimit -n` sets the limit" if error.errno == errno.EMFILE else "the system has no more"
-            raise OSError(error.errno, f"{error.strerror}; {limit}", str(path)) from None
-        raise ImageError(f"{path}: the image can't be read: {error}") from None
+            name = str(file) if isinstance(file, Path) else None
+            raise OSError(error.errno, f"{error.strerror}; {limit}", name) from None
+        raise ImageError(f"the image can't be read: {error}") from None
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
-        raise ImageError(f"{path}: the image can't be read: {error or type(error).__name__}") from None
+        raise ImageError(f"the image can't be read: {error or type(error).__name__}") from None
 
 
-def _not_an_image(path: Path) -> str:
+def _not_an_image(file: Path | bytes) -> str:
     """Return why Pillow can't read a file."""
-    with path.open("rb") as file:
-        head = file.read(32)
+    with file.open("rb") if isinstance(file, Path) else BytesIO(file[:32]) as content:
+        head = content.read(32)
     if not head:
         return "the file is empty"
-    if path.stat().st_size > _MAX_WHOLE_BYTES:
+    if _size_of(file) > _MAX_WHOLE_BYTES:
         return f"this is not an image; above {_MAX_WHOLE_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
     name = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
@@ -364,26 +403,36 @@ def _not_an_image(path: Path) -> str:
     return f"this is {name}: convert it to PNG or JPEG" if name else "this is not an image"
 
 
+def _size_of(file: Path | bytes) -> int:
+    """Return the size of a file, bytes.
+
+    Raises:
+        UnfitFile: as for `check_regular`.
+    """
+    return check_regular(file, MAX_FILE_BYTES).st_size if isinstance(file, Path) else len(file)
+
+
 @contextmanager
-def open_image(path: Path, max_pixels: int, pages: int = 1) -> Iterator[Image.Image]:
+def open_image(file: Path | bytes, max_pixels: int, pages: int = 1) -> Iterator[Image.Image]:
     """Open an image of at most `max_pixels`, reading only its header. `load` reads its pixels, within the context.
 
     Args:
-        path: the file.
+        file: the file, or its content.
         max_pixels: the limit.
         pages: number of pages of a TIFF that will be read.
     """
-    size = check_regular(path, MAX_FILE_BYTES).st_size
-    with MeteredFile(path, size) as file:
-        check_header(file, pages)
+    size = _size_of(file)
+    with MeteredFile(FileIO(file) if isinstance(file, Path) else BytesIO(file), size) as metered:
+        check_header(metered, pages)
         with _open_lock:  # Pillow's own limit is global; ours is an argument
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                image = Image.open(file, formats=PILLOW_FORMATS if size <= _MAX_WHOLE_BYTES else _STREAMED)
+                image = Image.open(metered, formats=PILLOW_FORMATS if size <= _MAX_WHOLE_BYTES else _STREAMED)
             finally:
                 Image.MAX_IMAGE_PIXELS = before
-        image.filename = str(path)  # pyrefly: ignore[missing-attribute]  # lets Pillow map pixels that are not compressed
-        file.end_header()
+        if isinstance(file, Path):  # lets Pillow map pixels that are not compressed
+            image.filename = str(file)  # pyrefly: ignore[missing-attribute]
+        metered.end_header()
         check_size(image.height, image.width, max_pixels)
         yield image
 

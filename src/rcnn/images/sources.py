@@ -14,7 +14,7 @@ from glob import glob
 from itertools import count, takewhile
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import BinaryIO, Literal, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -29,17 +29,22 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 _ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):|[a-z][a-z0-9+.-]*:(:|//)", re.IGNORECASE)
 
 
+Encoded = bytes | bytearray | memoryview | BinaryIO
+"""The content of an image file, or a file object that is open for reading it."""
+
+
 class NamedImage(NamedTuple):
     """An image of a source.
 
     Attributes:
-        image: a file to be read, or pixels in any form that `as_array` takes; None: the pixels were not kept.
+        image: a file to be read, its bytes, a binary file object, or pixels in any form that `as_array` takes; None:
+            the pixels were not kept.
         name: unique in its source, and used for messages and for the names of results; empty for a single array.
         frame: number of the image in its source, from 0.
         time: seconds since the beginning of a video; None for other sources.
     """
 
-    image: Path | np.ndarray | Image.Image | Tensor | None
+    image: Path | Encoded | np.ndarray | Image.Image | Tensor | None
     name: str = ""
     frame: int = 0
     time: float | None = None

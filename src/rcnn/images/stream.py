@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +18,14 @@ from rcnn.config import Settings
 from rcnn.cores import METER, spare_cores
 from rcnn.errors import ImageError
 from rcnn.images.batch import Preprocessor, Size
-from rcnn.images.decode import as_array, read_image
+from rcnn.images.decode import MAX_PIXELS, as_array, read_encoded, read_image
 from rcnn.images.large import large_size, open_windows
-from rcnn.images.sources import NamedImage, open_source
+from rcnn.images.sources import Encoded, NamedImage, open_source
 from rcnn.images.views import Views
 from rcnn.model.structures import Batch, NormalisedBatch
 
-Picture = str | Path | np.ndarray | Image.Image | Tensor | NamedImage
-"""An image, or the path of a file, folder or glob."""
+Picture = str | Path | Encoded | np.ndarray | Image.Image | Tensor | NamedImage | tuple[str | int, Any]
+"""An image, its encoded file, the path of a file, folder or glob, or in a sequence a pair of a key and an image."""
 Skip = Callable[[ImageError], None]
 ViewsOf = Callable[[Size], Views]
 """(height, width) of an image -> its views."""
@@ -70,14 +70,37 @@ def ahead(make: Callable[[Argument], Made], arguments: Iterable[Argument], threa
         raise failure
 
 
+class ReadOptions(NamedTuple):
+    """How image files are read: the arguments of `read_image`."""
+
+    white: int | None = None
+    max_pixels: int = MAX_PIXELS
+    in_channels: int = 3
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return `data.white`, `data.max_pixels` and `preprocess.in_channels`."""
+        return cls(settings.data.white, settings.data.max_pixels, settings.preprocess.in_channels)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """Read an image file as (H, W, in_channels) uint8.
+
+        Raises:
+            ImageError: as for `read_image`.
+        """
+        return read_image(path, **self._asdict())
+
+
+DEFAULT_OPTIONS = ReadOptions()
+
+
 def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
     """Read an image file as (H, W, preprocess.in_channels) uint8, according to the settings.
 
     Raises:
         ImageError: as for `read_image`.
     """
-    data = settings.data
-    return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)
+    return ReadOptions.of(settings).read(path)
 
 
 class Opened(NamedTuple):
@@ -148,9 +171,8 @@ def read_opened(
         try:
             return _load(source, settings, preprocessor, views_of, kept)
         except ImageError as error:
-            if not source.name:
-                raise
-            return error if isinstance(source.image, Path) else ImageError(f"{source.name}: {error}")
+            named = isinstance(source.image, Path) or not source.name
+            return error if named else ImageError(f"{source.name}: {error}")
 
     for outcome in ahead(load, _each(images), threads):
         if isinstance(outcome, Opened):
@@ -178,16 +200,55 @@ def _each(images: Any) -> Iterator[NamedImage | ImageError]:
         yield images
     elif isinstance(images, str | Path):
         yield from open_source(images)
-    elif isinstance(images, np.ndarray | Image.Image | Tensor):
+    elif isinstance(images, np.ndarray | Image.Image | Tensor | bytes | bytearray | memoryview):
         yield NamedImage(images)
+    elif hasattr(images, "read"):
+        name = getattr(images, "name", "")
+        yield NamedImage(images, name if isinstance(name, str) else "")
     elif isinstance(images, Iterable):
         for image in images:
             try:
-                yield from _each(image)
+                yield from [_keyed(*image)] if _is_pair(image) else _each(image)
             except ImageError as error:
                 yield error
     else:
-        raise ImageError(f"{type(images).__name__} is not an image: give a path, an array, a tensor or a Pillow image")
+        raise ImageError(
+            f"{type(images).__name__} is not an image: give a path, bytes, a file object, an array, a tensor or a "
+            "Pillow image"
+        )
+
+
+def _is_pair(item: Any) -> bool:
+    """Return whether an item of a sequence is a key and an image."""
+    return type(item) is tuple and len(item) == 2 and isinstance(item[0], str | int)
+
+
+def _keyed(key: str | int, image: Any) -> NamedImage:
+    """Return an image under its key. A path is that of a file."""
+    try:
+        sources = [NamedImage(Path(image))] if isinstance(image, str | Path) else [*_each(image)]
+    except ImageError as error:
+        raise ImageError(f"{key}: {error}") from None
+    if len(sources) != 1 or isinstance(sources[0], ImageError):
+        raise ImageError(f"{key}: expected one image with this key, got a {type(image).__name__}")
+    return sources[0]._replace(name=str(key))
+
+
+def _content(image: Any) -> bytes | bytearray | memoryview:
+    """Return the bytes of an image file, which is given as bytes or as a file object.
+
+    Raises:
+        ImageError: the file object can't be read, or returns text.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return image
+    try:
+        data = image.read()
+    except (OSError, ValueError) as error:  # a closed file raises ValueError
+        raise ImageError(f"the file object can't be read: {error}") from None
+    if not isinstance(data, bytes):
+        raise ImageError("the file object returns text; open the file in binary mode")
+    return data
 
 
 def _load(
@@ -204,6 +265,8 @@ def _load(
         array = read_picture(image, settings)
     elif image is None:
         raise ImageError("the pixels of this image were not kept")
+    elif not isinstance(image, np.ndarray | Image.Image | Tensor):
+        array, origin = read_encoded(_content(image), **ReadOptions.of(settings)._asdict()), source._replace(image=None)
     else:
         array = as_array(image, settings.preprocess.in_channels, settings.data.white)
         origin = source._replace(image=None)
@@ -280,7 +343,9 @@ def overlapped(
         keep_pixels: yield the decoded pixels in `Opened.origin`, as far as `MAX_KEPT_BYTES` allows.
     """
     images = open_source(images) if isinstance(images, str | Path) else images
-    single = isinstance(images, np.ndarray | Tensor | NamedImage | Batch | NormalisedBatch)
+    single = isinstance(
+        images, np.ndarray | Tensor | bytes | bytearray | memoryview | NamedImage | Batch | NormalisedBatch
+    )
     several = isinstance(images, Sized) and not single and len(images) > 1
     on_gpu = device.type == "cuda"
     readers = min(spare_cores(), MAX_READERS if on_gpu else 1) if several else 0

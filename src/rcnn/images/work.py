@@ -11,8 +11,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from PIL import Image
 
@@ -55,12 +54,12 @@ class MeteredFile(io.BufferedReader):
     Pillow parses headers in Python, piece by piece, and reads each tag of a TIFF into memory.
 
     Args:
-        path: the file.
+        raw: the file.
         size: its size, bytes.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        super().__init__(io.FileIO(path))
+    def __init__(self, raw: io.FileIO | io.BytesIO, size: int) -> None:
+        super().__init__(cast(io.RawIOBase, raw))
         self._reads = MAX_READS + size // _BYTES_A_READ
         self._bytes: int | None = 2 * size + MB
 

@@ -11,20 +11,20 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from rcnn.backbones.norm import fold_batch_norm
 from rcnn.config import NETWORK_SECTIONS, Predict, Settings, changed_keys
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.images.batch import Size
 from rcnn.model.faster_rcnn import FasterRCNN, no_detections
 from rcnn.model.structures import AnyBatch, Losses, Pass, Proposals, Targets, to_device
 from rcnn.model.suppress import Suppression
-from rcnn.model.truncated import truncate_head
 from rcnn.presets import build
 from rcnn.runtime.cuda_graphs import CudaGraphs
+from rcnn.runtime.folded import folded
 from rcnn.runtime.precision import TYPES, chosen_precision, limit_threads
 from rcnn.runtime.steady import make_steady
 from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
 from rcnn.weights.box_targets import renormalise
+from rcnn.weights.file import check_same_file, file_digest
 from rcnn.weights.metadata import FOREIGN, Metadata, read_detector
 
 _MAKING = Lock()
@@ -46,6 +46,7 @@ class Eager:
     def __init__(self, model: FasterRCNN, device: torch.device, settings: Predict | None = None) -> None:
         self.model, self.device, self.settings = model, device, settings or Predict()
         self.precision = chosen_precision(self.settings.precision, device)
+        self._file: Path | None = None
         self._runner: FasterRCNN | None = None
         self._programs: dict[tuple[type[AnyBatch], frozenset[str]], Callable[[Tensor, Tensor], Pass]] = {}
 
@@ -81,7 +82,29 @@ class Eager:
         except SettingsError as error:
             raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
         fill(models[0], tensors, path)
-        return cls(models[0], device, metadata.settings.predict), metadata
+        runtime = cls(models[0], device, metadata.settings.predict)
+        if backbone is None and head is None:
+            runtime._file = Path(path).absolute()
+        return runtime, metadata
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle a network that equals its file as path and digest of the file, any other one completely.
+
+        The copy for prediction and compiled programs are left out.
+        """
+        if self._file is not None and self._equals(self._file):
+            device = "auto" if self.device == choose_device("auto") else str(self.device)
+            return _reopen, (self._file, file_digest(self._file), device, self.model.settings)
+        return Eager, (self.model, self.device, self.settings)
+
+    def _equals(self, path: Path) -> bool:
+        """Return whether a file, with the settings of this network, has the same weights."""
+        try:
+            state = Eager.load(path, torch.device("cpu"))[0].with_settings(self.model.settings).model.state_dict()
+        except (WeightsError, SettingsError):
+            return False
+        own = self.model.state_dict()
+        return own.keys() == state.keys() and all(torch.equal(own[name].cpu(), state[name]) for name in own)
 
     @property
     def classes(self) -> int:
@@ -108,7 +131,9 @@ class Eager:
             raise SettingsError(
                 f"{', '.join(changed)}: the weights are made for other layers; train again with this setting"
             ) from None
-        return Eager(model, self.device, settings.predict)
+        runtime = Eager(model, self.device, settings.predict)
+        runtime._file = self._file
+        return runtime
 
     def check_takes_proposals(self) -> None:
         """As `Runtime.check_takes_proposals`. A network accepts them."""
@@ -185,6 +210,17 @@ class Eager:
             return self.runner.loss(batch, targets, keys, proposals=external, pass_=pass_)
 
 
+def _reopen(path: Path, digest: str, device: str, settings: Settings) -> Eager:
+    """Return the network that was pickled as a file.
+
+    Raises:
+        WeightsError: the file is missing or has another content.
+        SettingsError: the device can't be used.
+    """
+    check_same_file(path, digest)
+    return Eager.load(path, choose_device(device))[0].with_settings(settings)
+
+
 def execute_fields(
     net: FasterRCNN, kind: type[AnyBatch], fields: Collection[str], images: Tensor, sizes: Tensor
 ) -> Pass:
@@ -198,18 +234,6 @@ def execute_fields(
         assert pass_.rpn is not None
         detections = no_detections(pass_.rpn)
     return Pass((), None, pass_.proposals if "proposals" in fields else None, (), detections)
-
-
-def folded(model: FasterRCNN) -> FasterRCNN:
-    """Return a copy of the model in eval mode, without gradients, with batch norm folded into the convolutions.
-
-    The head's fully connected layers are truncated to the ranks of `predict.svd`, if it has any.
-    """
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_batch_norm(copied)
-    if copied.settings.predict.svd and copied.fast_rcnn is not None:
-        truncate_head(copied.fast_rcnn.head, copied.settings.predict.svd)
-    return copied
 
 
 def choose_device(name: str | torch.device) -> torch.device:

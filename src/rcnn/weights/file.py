@@ -129,6 +129,36 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     atomic_write(path, chain((len(text).to_bytes(8, "little") + text,), (_bytes(plain[name]) for name in names)))
 
 
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same_file(path: Path, digest: str) -> None:
+    """Check that a file is the one that an object was pickled with.
+
+    Raises:
+        WeightsError: the file is missing, or its content has another digest.
+    """
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: can't be read ({error.strerror or error}). The detector was pickled as the path of this file: "
+            "copy the file to the same path on every machine"
+        ) from None
+    if found != digest:
+        raise WeightsError(
+            f"{path}: is not the file that the detector was pickled with: its SHA-256 begins with {found[:12]}, not "
+            f"with {digest[:12]}. Copy the same file to this path on every machine"
+        )
+
+
 @contextmanager
 def reading(path: str | Path, max_bytes: int, kind: str = "") -> Iterator[None]:
     """Turn any error while a file is read into a sentence about the file.

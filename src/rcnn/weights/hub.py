@@ -1,7 +1,6 @@
 """Download weights once, completely and with a check, into the cache that torchvision also uses."""
 
 import errno
-import hashlib
 import http.client
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import torch.hub
 
 from rcnn.errors import UnavailableError, WeightsError
-from rcnn.weights.file import atomic_write
+from rcnn.weights.file import atomic_write, file_digest
 
 TRIES = 3
 PAUSE_S = 1.0
@@ -95,10 +94,10 @@ def _download(url: str, path: Path, published: str) -> None:
     part = path.with_name(f"{path.name}.part")
     is_old = part.exists()
     _receive_all(url, part, path)
-    if is_old and not _sha256(part).startswith(published):  # the old part may be damaged or of another file
+    if is_old and not file_digest(part).startswith(published):  # the old part may be damaged or of another file
         part.unlink()
         _receive_all(url, part, path)
-    digest = _sha256(part)
+    digest = file_digest(part)
     if not digest.startswith(published):
         part.unlink()
         raise WeightsError(
@@ -205,7 +204,7 @@ def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], No
 
 def _check(path: Path, published: str) -> None:
     """Compare the file with the published digits and with the recorded digest, which is written if there is none."""
-    digest, record = _sha256(path), path.with_name(f"{path.name}.sha256")
+    digest, record = file_digest(path), path.with_name(f"{path.name}.sha256")
     recorded = record.read_text(encoding="ascii", errors="replace")[:64] if record.exists() else None
     if not digest.startswith(published):
         expected, files = f"published is {published}...", path.name
@@ -220,11 +219,6 @@ def _check(path: Path, published: str) -> None:
         f"{path} has the SHA-256 {digest}, {expected}: it is damaged or another file, and is not used. "
         f"Delete or move {files}, and it is downloaded again"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _by_hand(what: str, path: Path) -> str:
