@@ -213,9 +213,9 @@ def test_the_remark_is_told_once_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 
 def test_time_on_the_cpu_counts_as_run_and_sleep_as_waiting_where_linux_does_not_tell(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.scandir", lambda _: iter(()))
+    monkeypatch.setattr(cores, "TASKS", tmp_path)
     ran, waited = cores._times()
     time.sleep(0.05)
     slept, after = cores._times()
@@ -229,6 +229,6 @@ def test_linux_tells_how_long_each_thread_waited(tmp_path: Path, monkeypatch: py
     for number, text in enumerate(("3000000000 1000000000 7\n", "500000000 2000000000 9\n")):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "schedstat").write_text(text)
-    scandir = cores.os.scandir
-    monkeypatch.setattr("os.scandir", lambda _: scandir(tmp_path))
+    (tmp_path / "ended").mkdir()
+    monkeypatch.setattr(cores, "TASKS", tmp_path)
     assert cores._times() == (3.5, 3.0)

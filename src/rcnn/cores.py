@@ -12,6 +12,8 @@ MEASURED_SECONDS = 5.0
 """CPU time that the threads ask for until their share is judged: a few steps of a training, or some predictions."""
 LEAST_SHARE = 0.75
 """Least share of the CPU time that they ask for with which threads are not slowed down much by each other."""
+TASKS = Path("/proc/self/task")
+"""Folder in which Linux lists the threads of this process."""
 
 
 def visible_cores() -> int:
@@ -171,10 +173,10 @@ def _times() -> tuple[float, float]:
     """Return seconds that threads ran, and seconds that they waited for a core: all threads, or else this one."""
     ran = waited = 0
     try:
-        for task in os.scandir("/proc/self/task"):
+        for task in os.listdir(TASKS):
             try:
-                columns = Path(task.path, "schedstat").read_text().split()
-            except ProcessLookupError:  # it has just ended
+                columns = (TASKS / task / "schedstat").read_text().split()
+            except (ProcessLookupError, FileNotFoundError):  # it has just ended
                 continue
             ran, waited = ran + int(columns[0]), waited + int(columns[1])
     except (OSError, ValueError, IndexError):
