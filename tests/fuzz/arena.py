@@ -66,12 +66,16 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: boo
 @contextmanager
 def undamaged() -> Iterator[None]:
     """Disable all damage within the context."""
-    damage = kinds.mutate, kinds.mutate_tree
-    kinds.mutate, kinds.mutate_tree = lambda data, _: data, lambda tree, *_: tree
+    damage = kinds.mutate, kinds.mutate_tree, kinds.choose
+    kinds.mutate, kinds.mutate_tree, kinds.choose = (
+        lambda data, _: data,
+        lambda tree, *_: tree,
+        lambda options, _: options[0],
+    )
     try:
         yield
     finally:
-        kinds.mutate, kinds.mutate_tree = damage
+        kinds.mutate, kinds.mutate_tree, kinds.choose = damage
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""The sixteen kinds of files that are fuzzed, each with valid examples and the commands that read it."""
+"""The kinds of files that are fuzzed, each with valid examples and the commands that read it."""
 
 import contextlib
 import json
 import pickle
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -23,7 +24,8 @@ from rcnn.runtime.graph import ENTRY, entries
 from rcnn.training.checkpoint import save_checkpoint
 from rcnn.training.stages import Progress, TrainState
 from rcnn.weights.file import load_weights, save_weights
-from tests.fuzz.mutate import mutate, mutate_tree
+from tests.fuzz.mutate import choose, mutate, mutate_tree
+from tests.images import hostile
 from tests.runtime import graphs
 
 OVERRIDES = (
@@ -341,6 +343,57 @@ def image(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Muta
     return Mutant(("predict", "model.safetensors", "data/images", "--out", "out"), (0, 3))
 
 
+def jpeg_scans(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Write a well-formed JPEG of many scans, and damage the bytes of some."""
+    size = choose([(60, 80), (1, 1), (1, 4000), (4000, 1), (700, 1000), (4000, 3000), (9000, 9000)], rng)
+    later = choose([8, 0, 63, 64, 900, 20_000, 200_000], rng)
+    comment = hostile.jpeg_segment(0xFE, rng.randbytes(rng.randrange(40)))
+    thumbnail = hostile.jpeg_segment(0xE1, b"Exif\0\0" + hostile.jpeg((64, 64), 300)[:60_000])
+    content = hostile.jpeg(
+        size,
+        1 + min(later, 3_000_000 // max(100, size[0] * size[1] // (1 << 17))),
+        components=choose([3, 1, 4], rng),
+        progressive=choose([True, True, False], rng) and size != (9000, 9000),
+        refine=choose([False, True], rng),
+        interval=choose([0, 0, 1, 7, 65_535], rng) if size[0] * size[1] < 10**6 else 0,
+        before=choose([b"", thumbnail, thumbnail * 9, comment * 1000, b"\xff" * 300_000], rng),
+        between=choose([b"", b"", comment, b"\xff\xff"], rng),
+    )
+    content = choose([content, content, content, content + content, mutate(content, rng)], rng)
+    return hostile_image(folder, "jpg", content, rng)
+
+
+def hostile_tiff(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Write a tiled TIFF with shared tiles and strange tags, and damage the bytes of some."""
+    height, width = choose([(120, 80), (1, 1), (3000, 2000), (20_000, 20_000), (4_000_000, 4_000_000), (1, 2**31)], rng)
+    tile = choose([(32, 16), (256, 256), (1024, 2048), (8000, 8000), (7, 13), (16, 2**20), (0, 16)], rng)
+    bands, big = choose([3, 1, 4, 200], rng), choose([False, True], rng)
+    block = zlib.compress(bytes(min(tile[0] * tile[1] * bands, 10**7)), 9)
+    needed = -(-height // max(1, tile[0])) * -(-width // max(1, tile[1]))
+    count = choose([min(needed, 2000), min(needed, 200_000), 1, 0], rng)
+    tags = hostile.tile_tags((height, width), tile, bands=bands, big=big, length=len(block), count=count)
+    for tag in rng.sample(sorted(tags), choose([0, 0, 1, 2], rng)):
+        kind, old = tags.pop(tag)
+        new = choose([old, [], [0], [1], [2, 3], [65_535], [*old, *old]], rng)
+        if rng.random() < 0.7:
+            tags[tag] = kind, new
+    pages = choose([[tags], [tags] * 3, [tags] * 5000 if count < 100 else [tags] * 2], rng)
+    order, following = choose(["<", ">"], rng), choose([0, 0, 16 + len(block), 8, 2**31], rng)
+    content = hostile.tiff(pages, block, big=big, order=order, following=following)
+    return hostile_image(folder, "tif", choose([content, content, mutate(content, rng)], rng), rng)
+
+
+def hostile_image(folder: Path, suffix: str, content: bytes, rng: Random) -> Mutant:
+    """Write an image, and return one of the commands that read it."""
+    yolo_set(folder)
+    (folder / "data/images/0.png").unlink()
+    write(folder / f"data/images/0.{suffix}", content)
+    write(folder / "model.safetensors", detector_bytes())
+    predict = ("predict", "model.safetensors", "data/images", "--format", rng.choice(("json", "voc")), "--out", "out")
+    windows = ("predict.tile=800", "data.max_pixels=1000000")
+    return Mutant(rng.choice((("data", "check", "data"), predict, (*predict, *windows))), (0, 3))
+
+
 def damage(path: Path, rng: Random) -> None:
     path.write_bytes(mutate(path.read_bytes(), rng))
 
@@ -370,4 +423,6 @@ KINDS: dict[str, Kind] = {
     "json": json_proposals,
     "mat": mat,
     "image": image,
+    "JPEG scans": jpeg_scans,
+    "TIFF": hostile_tiff,
 }

@@ -26,6 +26,11 @@ WHOLE = (
 """Contents of entirely different files."""
 
 
+def choose(options: Sequence[Any], rng: Random) -> Any:
+    """Return one of several values, of which the first is harmless."""
+    return rng.choice(options)
+
+
 def mutate(data: bytes, rng: Random) -> bytes:
     """Return `data` after one to four changes, or occasionally another file."""
     if rng.random() < 0.04:

@@ -87,8 +87,7 @@ def tiff(
     offset, count, entry = ("Q", "Q", "HHQ") if big else ("I", "H", "HHI")
     room = struct.calcsize(f"={offset}")
     magic = b"II" if order == "<" else b"MM"
-    body, starts = content, []
-    parts = bytearray(content)
+    starts, parts = list[int](), bytearray(content)
     for tags in directories:
         blobs: dict[int, bytes] = {}
         for tag, (kind, values) in sorted(tags.items()):
@@ -104,7 +103,6 @@ def tiff(
         for tag, (kind, values) in sorted(tags.items()):
             parts += struct.pack(f"{order}{entry}", tag, kind, len(values)) + blobs[tag]
         parts += bytes(room)
-    del body
     for number, start in enumerate(starts):  # links to the next directory
         length = len(directories[number]) * struct.calcsize(f"={entry}{room}s") + struct.calcsize(f"={count}")
         following_start = starts[number + 1] if number + 1 < len(starts) else following or 0
@@ -113,24 +111,28 @@ def tiff(
     return (magic + header).ljust(16, b"\0") + bytes(parts)
 
 
-def tiled(
-    size: Size, tile: Size, *, bands: int = 3, big: bool = False, block: bytes | None = None, **changes: object
-) -> bytes:
-    """Return a TIFF whose tiles are one shared block."""
-    block = zlib.compress(bytes(tile[0] * tile[1] * bands), 9) if block is None else block
-    count = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+def tile_tags(
+    size: Size, tile: Size, *, bands: int = 3, big: bool = False, length: int, count: int
+) -> dict[int, Entry]:
+    """Return the tags of a picture whose `count` tiles are one shared block of `length` bytes, packed by deflate."""
     kind = 16 if big else 4
-    tags: dict[int, Entry] = {
+    return {
         256: (4, [size[1]]),
         257: (4, [size[0]]),
         258: (3, [8] * bands),
-        259: (3, [8]),  # deflate
+        259: (3, [8]),
         262: (3, [2 if bands == 3 else 1]),
         277: (3, [bands]),
         284: (3, [1]),
         322: (4, [tile[1]]),
         323: (4, [tile[0]]),
         324: (kind, [16] * count),
-        325: (kind, [len(block)] * count),
+        325: (kind, [length] * count),
     }
-    return tiff([tags], block, big=big)
+
+
+def tiled(size: Size, tile: Size, *, bands: int = 3, big: bool = False) -> bytes:
+    """Return a TIFF whose tiles are one shared black block."""
+    block = zlib.compress(bytes(tile[0] * tile[1] * bands), 9)
+    count = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    return tiff([tile_tags(size, tile, bands=bands, big=big, length=len(block), count=count)], block, big=big)
