@@ -134,7 +134,7 @@ def test_half_open_connections_replace_only_each_other(site: Site, monkeypatch: 
             assert site.get("/pictures").status == 200
     wait_for(lambda: not is_open(half_open[139]))
     assert not any(map(is_open, half_open[:140]))
-    assert all(map(is_open, half_open[150:]))  # each connection of the good client has replaced one in between
+    assert all(map(is_open, half_open[160:]))  # some in between were closed for the good client, and six at a time
     assert is_open(events)
     kept.close()
 

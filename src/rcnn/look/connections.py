@@ -1,8 +1,8 @@
 """Limits of time and number for the connections of `rcnn look`, so that a bad client never keeps out another.
 
 A connection has a limited time for the header of each request, for its body and for reading the answer. Those that
-have not sent a request that the guard accepted are few: a new one replaces the oldest. uvicorn limits only the time
-between requests, and the number of all connections together.
+have not sent a request that the guard accepted are few: the oldest are closed for new ones. uvicorn limits only the
+time between requests, and the number of all connections together.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ MAX_FILES = 1024
 """Number of files that the server may have open, with its connections."""
 
 ACCEPTED_AT_ONCE = 8
-"""Number of connections that are accepted before requests are read. With many more, a new connection could be replaced
+"""Number of connections that are accepted before requests are read. With many more, a new connection could be closed
 before its request is read."""
 
 QUEUE = 2048
@@ -46,7 +46,7 @@ QUEUE = 2048
 
 
 def accept(scope: Scope) -> None:
-    """Mark a request as one of the user's browser, so that its connection is not replaced."""
+    """Mark a request as one of the user's browser, so that its connection is not closed for others."""
     scope.setdefault("state", {})["accepted"] = True
 
 
@@ -54,10 +54,12 @@ class Connection(H11Protocol):
     """A connection that ends if its client keeps the server waiting."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Close the connection of the stranger that has waited longest, if there are too many."""
-        strangers = [one for one in cast("set[Connection]", self.connections) if not one.accepted]
-        if len(strangers) >= MAX_STRANGERS:
-            min(strangers, key=lambda one: one.waiting_since).abort()
+        """Close the tenth of the strangers that have waited longest, if there are too many."""
+        if len(self.connections) >= MAX_STRANGERS:
+            strangers = [one for one in cast("set[Connection]", self.connections) if not one.accepted]
+            if len(strangers) >= MAX_STRANGERS:  # several at once, since to look for them takes time
+                for one in sorted(strangers, key=lambda one: one.waiting_since)[: MAX_STRANGERS // 10]:
+                    one.abort()
         super().connection_made(transport)
         self.waiting_since = time.monotonic()
         """Time since which the server waits for a request."""
