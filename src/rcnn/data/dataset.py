@@ -1,9 +1,10 @@
 """A data set as its reader returns it: images with their boxes, and the faults of the data."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 
@@ -60,6 +61,111 @@ class Record:
     file_size: tuple[int, int] | None = None
 
 
+class Records(Sequence[Record]):
+    """Records in flat arrays, which make a `Record` at each access.
+
+    Loader processes share the memory of the process that forks them until one of them writes to it. Python counts the
+    references to an object in the object itself, so reading a list of records copies all of it into each process. These
+    arrays contain no objects. A slice shares the arrays.
+
+    Args:
+        records: the records to copy.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        records = list(records)
+        texts = [part for record in records for part in _texts(record)]
+        views = [(0, 0, 0, 0, 0, 0) if record.view is None else _numbers(record.view) for record in records]
+        counts = [len(record.labels) for record in records]
+        flags = [(isinstance(record.id, int), record.view is not None) for record in records]
+        columns = (
+            np.cumsum([len(text) for text in texts], dtype=np.int64).reshape(-1, 3),
+            np.cumsum(counts, dtype=np.int64)[:, None],
+            np.array([record.size for record in records], np.int64).reshape(-1, 2),
+            np.array(flags, np.int64).reshape(-1, 2),
+            np.array(views, np.int64).reshape(-1, 6),
+        )
+        # A row ends the texts and boxes of its record, and begins those of the next.
+        self._table = np.pad(np.concatenate(columns, axis=1), ((1, 0), (0, 0)))
+        self._texts = b"".join(texts)
+        self._boxes = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in records)], dtype=np.float64)
+        self._labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)], dtype=np.int64)
+        self._ignore = np.concatenate([np.zeros(0, bool), *(record.ignore for record in records)], dtype=bool)
+        self._rows = np.arange(len(records))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Records": ...
+
+    def __getitem__(self, index: int | slice) -> "Record | Records":
+        rows = self._rows[index]
+        if isinstance(index, slice):
+            some = copy.copy(self)
+            some._rows = rows
+            return some
+        return self._record(*self._table[rows : rows + 2].tolist())
+
+    def __iter__(self) -> Iterator[Record]:
+        for first in range(0, len(self), MADE_TOGETHER):
+            rows = self._rows[first : first + MADE_TOGETHER]
+            yield from map(self._record, self._table[rows].tolist(), self._table[rows + 1].tolist())
+
+    def __repr__(self) -> str:
+        return f"Records({len(self)} images)"
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int64, (height, width) of each image."""
+        return self._table[self._rows + 1, 4:6]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(N,) int64, number of boxes of each image."""
+        return self._table[self._rows + 1, 3] - self._table[self._rows, 3]
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of each image, in a tenth of the time that the records would take."""
+        for start, end in self._table[self._rows + 1, :2].tolist():
+            yield self._text(start, end)
+
+    def _record(self, begin: list[int], row: list[int]) -> Record:
+        path, name, key, end, height, width, number, seen = row[:8]
+        top, left, rows, columns, *resized = row[8:]
+        own = slice(begin[3], end)
+        text = self._text(name, key)
+        return Record(
+            Path(self._text(begin[2], path)),
+            self._text(path, name),
+            int(text) if number else text,
+            (height, width),
+            self._boxes[own],
+            self._labels[own],
+            self._ignore[own],
+            View(top, left, rows, columns, (resized[0], resized[1])) if seen else None,
+        )
+
+    def _text(self, start: int, end: int) -> str:
+        return self._texts[start:end].decode("utf-8", "surrogatepass")
+
+
+MADE_TOGETHER = 1000
+"""Number of records for which an iteration reads the numbers together."""
+
+
+def _texts(record: Record) -> list[bytes]:
+    """Return the path, the name and the id of a record."""
+    return [str(part).encode("utf-8", "surrogatepass") for part in (record.path, record.name, record.id)]
+
+
+def _numbers(view: View) -> tuple[int, ...]:
+    return (*view[:4], *view.resized)
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """One split of a data set. It is also a source of images, such as for `Detector.predict`: iterate to get them.
@@ -70,7 +176,7 @@ class Dataset:
         split: train, val, test or all.
         names: class names; label k is `names[k]`.
         category_ids: the data set's own id of each class (1..K if it has none).
-        records: the images, in the order of the list that names them.
+        records: the images, in the order of the list that names them; any sequence is stored as `Records`.
         faults: all faults; images with a fatal one are not among the `records`.
         notes: remarks for the user, such as how the data was split.
     """
@@ -80,9 +186,13 @@ class Dataset:
     split: str
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    records: tuple[Record, ...]
+    records: Records
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.records, Records):
+            object.__setattr__(self, "records", Records(self.records))
 
     def __len__(self) -> int:
         return len(self.records)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rcnn.config import Data
 from rcnn.config.files import unfit_name
 from rcnn.cores import usable_cores
-from rcnn.data.dataset import Dataset, Fault
+from rcnn.data.dataset import Dataset, Fault, Records
 from rcnn.errors import ImageError
 from rcnn.images.decode import Look, verify_image
 from rcnn.images.stream import ahead
@@ -70,7 +70,10 @@ def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError
         for path, name in _files(dataset).items()
         if isinstance(outcome := outcomes[path], ImageError)
     ]
-    records = tuple(record for record in dataset.records if not isinstance(outcomes[record.path], ImageError))
+    damaged = {path for path, outcome in outcomes.items() if isinstance(outcome, ImageError)}
+    records = dataset.records
+    if damaged:
+        records = Records(record for record in records if record.path not in damaged)
     return replace(dataset, records=records, faults=(*faults, *dataset.faults))
 
 

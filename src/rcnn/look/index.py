@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rcnn.data.dataset import Dataset, Fault, Record
+from rcnn.data.dataset import Dataset, Fault, Record, Records
 from rcnn.weights.file import atomic_write
 
 FORMAT = 1
@@ -125,7 +125,7 @@ def _read(file: Path, state: str) -> list[Dataset]:
                 arrays[f"{key}-{number}"] for key in ("size", "ends", "boxes", "labels", "ignore")
             )
             columns = zip(tree["records"], sizes.tolist(), (0, *ends.tolist()), ends.tolist(), strict=False)
-            records = tuple(
+            records = Records(
                 Record(Path(path), name, key, (height, width), boxes[start:end], labels[start:end], ignore[start:end])
                 for (path, name, key), (height, width), start, end in columns
             )

@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from rcnn.data.dataset import Records
 from rcnn.data.formats.coco import as_json
 from rcnn.diagnose.label_errors import SUGGESTIONS, Suggestion, apply_suggestions, find_label_errors
 from rcnn.errors import printable
@@ -360,7 +361,7 @@ class LabelReview:
             names = {record.path: abspath(record.path) for record in records}
             file = folder / "annotations" / f"{dataset.split}.json"
             file.parent.mkdir(exist_ok=True)
-            atomic_write(file, as_json(replace(dataset, records=tuple(records)), names).encode())
+            atomic_write(file, as_json(replace(dataset, records=Records(records)), names).encode())
 
 
 def routes(review: LabelReview) -> list[Route]:

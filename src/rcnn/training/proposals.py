@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from rcnn.config import SLIDING_WINDOWS, Settings
-from rcnn.data.dataset import Dataset
+from rcnn.data.dataset import Dataset, Records
 from rcnn.data.loading.loader import FILLER, Loader
 from rcnn.data.pixels import ProgressCallback
 from rcnn.data.proposals.external import External, ImageProposals, ProposalSet, SlidingWindows
@@ -161,4 +161,4 @@ def external_proposals(
 def together(splits: Sequence[Dataset]) -> Dataset:
     """Return a data set of the images of several lists, without duplicates."""
     records = {record.path: record for dataset in splits for record in dataset.records}
-    return replace(splits[0], records=tuple(records.values()))
+    return replace(splits[0], records=Records(records.values()))

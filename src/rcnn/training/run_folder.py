@@ -194,8 +194,8 @@ def check_name(name: str | None) -> None:
 def lists(train: Dataset, val: Dataset) -> dict[str, str]:
     """Return file name -> text with one name per line: the images of both splits, and the classes in order."""
     names = {
-        "train.txt": [record.name for record in train.records],
-        "val.txt": [record.name for record in val.records],
+        "train.txt": [*train.records.names()],
+        "val.txt": [*val.records.names()],
         "classes.txt": train.names,
     }
     return {file: "".join(f"{name}\n" for name in entries) for file, entries in names.items()}

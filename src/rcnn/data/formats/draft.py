@@ -14,7 +14,7 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.config.files import unfit_name
-from rcnn.data.dataset import Dataset, Fault, Record
+from rcnn.data.dataset import Dataset, Fault, Record, Records
 from rcnn.data.formats.folders import root_of
 from rcnn.errors import ImageError
 from rcnn.images.decode import image_size
@@ -230,7 +230,7 @@ def finish(
         split,
         names=reading.names,
         category_ids=reading.category_ids,
-        records=tuple(records),
+        records=Records(records),
         faults=(*reading.faults, *faults),
         notes=tuple(reading.notes),
     )

@@ -72,7 +72,7 @@ def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | N
     val = _open(layout, settings.val, settings, train.names)
     train, val = decode_images([train, val], settings, progress)
     notes = [*val.notes]
-    shared = {record.name for record in train.records} & {record.name for record in val.records}
+    shared = {*train.records.names()} & {*val.records.names()}
     if shared:
         notes.append(f"{len(shared)} images are in both the training and the validation list, such as {min(shared)}")
     trained, validated = ({int(label) for record in data.records for label in record.labels} for data in (train, val))

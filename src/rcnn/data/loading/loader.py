@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
-from rcnn.data.dataset import Dataset, Record
+from rcnn.data.dataset import Dataset, Record, Records
 from rcnn.data.loading.augment import MIN_VISIBLE_SHARE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 from rcnn.data.loading.workers import choose_workers
 from rcnn.data.proposals.external import (
@@ -188,9 +189,10 @@ class Loader:
         for index, record in enumerate(dataset.records):
             draws = range(index, index + number * sampler.repeats(record), number)
             self._buckets[self._reader.bucket(record)] += draws
+        names = [*dataset.records.names()]
         if training:  # shuffling permutes positions, so the order before it must follow from sizes and names alone
             for draws in self._buckets.values():
-                draws.sort(key=lambda draw: (dataset.records[draw % number].name, draw))
+                draws.sort(key=lambda draw: (names[draw % number], draw))
             self._buckets = dict(sorted(self._buckets.items()))
 
     @property
@@ -344,7 +346,7 @@ def _check_handles(workers: int) -> None:
 class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     """Loads batches, in the main process, a thread or a loader process."""
 
-    records: tuple[Record, ...]
+    records: Records
     settings: Settings
     training: bool
     seed: int
@@ -353,10 +355,11 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     sampler: Sampler
 
     def __post_init__(self) -> None:
-        self._by_name = sorted(range(len(self.records)), key=lambda index: self.records[index].name)
+        names = [*self.records.names()]
+        self._by_name = array("q", sorted(range(len(names)), key=names.__getitem__))
         self._last: tuple[Path | None, np.ndarray] = (None, np.zeros(0))
         # Compiled graphs need a fixed number of ground-truth boxes: the maximum per image, rounded up to share graphs.
-        max_boxes = max((len(record.boxes) for record in self.records), default=0)
+        max_boxes = int(self.records.counts.max(initial=0))
         self.width = 8 * max(1, math.ceil(self.sampler.max_members * max_boxes / 8))
 
     def __getitem__(self, work: Work) -> bytes | Exception:  # pyrefly: ignore[bad-override-param-name]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from statistics import median
 
 from rcnn.config import Settings, override
-from rcnn.data.dataset import Dataset, Record
+from rcnn.data.dataset import Dataset, Record, Records
 from rcnn.data.loading.augment import MIN_VISIBLE_SHARE
 from rcnn.data.loading.loader import stable_seed
 from rcnn.images.batch import Preprocessor, Size
@@ -22,7 +22,7 @@ def cut_into_views(dataset: Dataset, views: Callable[[Size], Sequence[View]]) ->
         dataset: images and objects.
         views: (height, width) of an image -> its views.
     """
-    records = tuple(_seen(record, view) for record in dataset.records for view in views(record.size))
+    records = Records(_seen(record, view) for record in dataset.records for view in views(record.size))
     return replace(dataset, records=records)
 
 
@@ -56,16 +56,16 @@ def training_windows(dataset: Dataset, settings: Settings) -> Dataset:
         return dataset
     viewer = Viewer(Preprocessor(settings.preprocess), override(settings, {"predict": {"tile": "auto"}}), 1.0)
     every = cut_into_views(dataset, viewer.views).records
-    names = {record.name for record in dataset.records}  # images that are not cut keep these
+    names = {*dataset.records.names()}  # images that are not cut keep these
     taken = [record for record in every if record.name in names or not record.ignore.all()]
     empty = [record for record in every if record.name not in names and record.ignore.all()]
     empty.sort(key=lambda record: stable_seed(settings.train.seed, 0, record.name))
     share = settings.train.tile_empty
     chosen = (*taken, *empty[: round(len(taken) * share / (1 - share))])
     note = f"train.tile={side}: {len(chosen):,} windows of {len(dataset):,} images are trained on"
-    if not any(max(record.size) > side for record in dataset.records):
+    if not (dataset.records.sizes > side).any():
         note = f"train.tile={side}: no image is larger, so none is cut"
-    return replace(dataset, records=chosen, notes=(*dataset.notes, note))
+    return replace(dataset, records=Records(chosen), notes=(*dataset.notes, note))
 
 
 def scale_of(dataset: Dataset, settings: Settings) -> float:
