@@ -9,7 +9,7 @@ from rcnn.errors import SettingsError
 
 DIGEST_BYTES = 12
 """Two of ten million names have the same digest with a probability of 10^-15."""
-_BUCKET_BITS = 14
+_BUCKET_BITS = 12
 _KEPT_BYTES = DIGEST_BYTES - _BUCKET_BITS // 8
 
 
@@ -68,7 +68,7 @@ class ShardIndex(NamedTuple):
 
 
 class NameSet:
-    """A set of digests, which takes 11 to 13 bytes for each, and a megabyte.
+    """A set of digests, which takes 16 bytes of resident memory for each.
 
     Each of the buckets is a row of digests without their first byte, which the number of the bucket implies. Growing it
     needs no second copy of all digests, as a sorted array or a hash table would.
