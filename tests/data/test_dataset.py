@@ -31,6 +31,7 @@ def records(draw: st.DrawFn) -> Record:
         labels=rng.integers(0, 9, count),
         ignore=rng.random(count) < 0.5,
         view=draw(st.none() | view),
+        file_size=draw(st.none() | st.tuples(SIDES, SIDES)),
     )
 
 

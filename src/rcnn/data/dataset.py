@@ -75,7 +75,7 @@ class Records(Sequence[Record]):
     def __init__(self, records: Iterable[Record]) -> None:
         records = list(records)
         texts = [part for record in records for part in _texts(record)]
-        views = [(0, 0, 0, 0, 0, 0) if record.view is None else _numbers(record.view) for record in records]
+        views = [_window(record) for record in records]
         counts = [len(record.labels) for record in records]
         flags = [(isinstance(record.id, int), record.view is not None) for record in records]
         columns = (
@@ -83,7 +83,7 @@ class Records(Sequence[Record]):
             np.cumsum(counts, dtype=np.int64)[:, None],
             np.array([record.size for record in records], np.int64).reshape(-1, 2),
             np.array(flags, np.int64).reshape(-1, 2),
-            np.array(views, np.int64).reshape(-1, 6),
+            np.array(views, np.int64).reshape(-1, 8),
         )
         # A row ends the texts and boxes of its record, and begins those of the next.
         self._table = np.pad(np.concatenate(columns, axis=1), ((1, 0), (0, 0)))
@@ -135,7 +135,7 @@ class Records(Sequence[Record]):
 
     def _record(self, begin: list[int], row: list[int]) -> Record:
         path, name, key, end, height, width, number, seen = row[:8]
-        top, left, rows, columns, *resized = row[8:]
+        top, left, rows, columns, *resized = row[8:14]
         own = slice(begin[3], end)
         text = self._text(name, key)
         return Record(
@@ -147,6 +147,7 @@ class Records(Sequence[Record]):
             self._labels[own],
             self._ignore[own],
             View(top, left, rows, columns, (resized[0], resized[1])) if seen else None,
+            (row[14], row[15]) if row[14] else None,
         )
 
     def _text(self, start: int, end: int) -> str:
@@ -162,8 +163,10 @@ def _texts(record: Record) -> list[bytes]:
     return [str(part).encode("utf-8", "surrogatepass") for part in (record.path, record.name, record.id)]
 
 
-def _numbers(view: View) -> tuple[int, ...]:
-    return (*view[:4], *view.resized)
+def _window(record: Record) -> tuple[int, ...]:
+    """Return the numbers of the view and of the size of the file, 0 where there are none."""
+    view = (0,) * 6 if record.view is None else (*record.view[:4], *record.view.resized)
+    return (*view, *(record.file_size or (0, 0)))
 
 
 @dataclass(frozen=True, slots=True)
