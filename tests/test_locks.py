@@ -140,9 +140,13 @@ def test_a_restart_by_the_same_torchrun_waits(tmp_path: Path, monkeypatch: pytes
         pass
 
 
-def test_no_two_commands_write_into_one_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("repeats", [1, pytest.param(10, marks=pytest.mark.more)])
+def test_no_two_commands_write_into_one_folder(tmp_path: Path, repeats: int) -> None:
     rounds, processes = 100, 8
-    subprocess.run([sys.executable, "-c", CLAIM, str(tmp_path), str(rounds), str(processes)], check=True, timeout=100)
-    claims = [line for number in range(processes) for line in (tmp_path / f"claims-{number}").read_text().split("\n")]
-    assert len(claims) == rounds * processes
-    assert len(set(claims)) == len(claims)
+    for repeat in range(repeats):
+        out = tmp_path / str(repeat)
+        out.mkdir()
+        subprocess.run([sys.executable, "-c", CLAIM, str(out), str(rounds), str(processes)], check=True, timeout=100)
+        claims = [line for number in range(processes) for line in (out / f"claims-{number}").read_text().split("\n")]
+        assert len(claims) == rounds * processes
+        assert len(set(claims)) == len(claims)

@@ -193,3 +193,10 @@ def test_a_fault_gives_an_exit_code_a_sentence_and_with_debug_a_traceback(
     assert debugged.err.startswith("Traceback")
     assert debugged.err.endswith(plain.err)
     assert {path.name for path in tmp_path.iterdir()} <= {"shapes", "runs"}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_an_empty_path_is_not_the_current_folder(run: Run, words: tuple[str, ...]) -> None:
+    """It is refused wherever it stands, also as the value of an option, before anything is read."""
+    for arguments in ([""], ["x", ""], ["x", "--out", ""], ["x", "--out="]):
+        run.fails(2, "perhaps a variable of the shell is not set", *words, *arguments)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.errors import ImageError, Interrupted, TrainingError
+from rcnn.errors import DataError, ImageError, Interrupted, TrainingError
 from rcnn.signals import Terminated
 from rcnn.training.ending import explained
 from rcnn.training.run_folder import RunFolder
@@ -36,6 +36,7 @@ def test_the_error_of_a_full_disk_says_how_to_resume(folder: RunFolder) -> None:
         (PermissionError(13, "not yours", "weights/last.safetensors"), TrainingError, r"not yours: 'weights/last"),
         (FileNotFoundError(2, "gone", "a.png"), TrainingError, r"gone: 'a\.png'"),
         (ImageError("a.png: no such file"), ImageError, r"a\.png: no such file"),
+        (DataError("a.png: no such file"), DataError, r"a\.png: no such file"),
         (RuntimeError("[../gloo/pair.cc:1] Connection closed by peer"), TrainingError, "another process .* was lost"),
         (RuntimeError("DataLoader worker (pid 7) is killed"), TrainingError, "a loader process .* was lost"),
     ],

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from rcnn.report.page import write_report
 from rcnn.report.subject import read_subject
 from rcnn.training.checkpoint import latest
 from rcnn.training.configure import choose_settings
+from rcnn.training.ownership import only_training
+from rcnn.training.recorders import About, Recorder
 from rcnn.training.run import Run
 from rcnn.training.start import prepare_run
 from rcnn.training.train import train
@@ -293,6 +297,61 @@ def test_a_full_disk_is_reported_and_the_old_checkpoint_is_kept(
     assert [path.name for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-0.safetensors"]
 
 
+@pytest.mark.parametrize("fault", ["read-only", "no folder", "no images"])
+def test_files_that_go_during_a_training_are_named_with_the_command_to_resume(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    images, open_file = shutil.copytree(data, tmp_path / "shapes"), Path.open
+    run = tmp_path / "shapes-1"
+
+    def go(_: Trainer) -> bool:
+        if fault == "no images":
+            shutil.rmtree(images / "images", ignore_errors=True)
+        elif fault == "no folder":
+            shutil.rmtree(run)
+        return True
+
+    def read_only(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if mode != "r" and "step-1" in path.name and fault == "read-only":
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return open_file(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "is_late", go)
+    monkeypatch.setattr(Path, "open", read_only)
+    error, message = {
+        "read-only": (TrainingError, rf"Read-only file system: .*Resume with: rcnn train --resume {run} "),
+        "no folder": (TrainingError, rf"No such file or directory: '{run}.*Start again"),
+        "no images": (DataError, rf"train_0000\d.jpg: .*Resume with: rcnn train --resume {run} "),
+    }[fault]
+    with pytest.raises(error, match=rf"(?s){message}"):
+        train(images, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+
+
+class StartsAnother(Recorder):
+    """Starts a training of the same run and one of other data in another thread."""
+
+    def __init__(self, data: Path) -> None:
+        self.data, self.errors = data, list[BaseException | None]()
+
+    def start(self, about: About) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            second = (pool.submit(train, resume=about.folder), pool.submit(train, self.data, **OPTIONS))
+            self.errors += [future.exception() for future in second]
+
+
+def test_a_second_training_in_the_same_process_is_refused(data: Path, tmp_path: Path) -> None:
+    """Both would draw from torch's global generator."""
+    recorder = StartsAnother(data)
+    options = {**OPTIONS, "epochs": 1, "runs": tmp_path, "overrides": OVERRIDES}
+    assert train(data, recorders=[recorder], **options).rows
+    assert [type(error) for error in recorder.errors] == [SettingsError] * 2
+    assert all("another training is running in this process" in str(error) for error in recorder.errors)
+    with pytest.raises(TrainingError):
+        train(data, **{**options, "lr": 1e12, "overrides": [*OVERRIDES, "train.clip=null"]})
+    with only_training():  # also after a failure
+        pass
+
+
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"not finite at step .*train_0000\d\.jpg.*step-0\.safetensors"):
         train(data, overrides=[*OVERRIDES, "train.clip=null"], runs=tmp_path, **{**OPTIONS, "lr": 1e12})
@@ -352,6 +411,10 @@ def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, 
         ({"data": "x", "callbacks": [print]}, r"did you mean `recorders=\[...\]` of `rcnn.train`"),
         ({"data": "x", "imgsz": (480, 640)}, "imgsz=.480, 640.`: give one whole number"),
         ({"resume": "x"}, "x"),
+        ({"data": ""}, "the path of the data is empty"),
+        ({"data": "x", "config": ""}, "the path of the settings is empty"),
+        ({"data": "x", "start_from": ""}, "the path of the detector is empty"),
+        ({"resume": ""}, "the path of the run is empty"),
     ],
 )
 def test_wrong_arguments_are_explained(options: dict[str, Any], message: str) -> None:

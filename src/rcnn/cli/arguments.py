@@ -95,8 +95,14 @@ class SuggestingCommand(TyperCommand):
         """Parse the words of the command.
 
         Raises:
-            SettingsError: one is an option of another program.
+            SettingsError: one is an option of another program, or empty, which would mean the current folder.
         """
+        for word in args:
+            if not word or re.fullmatch("--[a-z-]+=", word):
+                raise SettingsError(
+                    f"{f'`{word}` has no value' if word else 'a word of the command line is empty'}: perhaps a "
+                    "variable of the shell is not set; `.` is the current folder"
+                )
         known = {option for parameter in self.params for option in parameter.opts}
         for word, following in zip(args, [*args[1:], "-"], strict=False):
             option, equals, value = word.partition("=")

@@ -5,6 +5,8 @@ import stat
 import unicodedata
 from pathlib import Path
 
+from rcnn.errors import SettingsError
+
 MB = 1_000_000
 MAX_NAME_BYTES = 255
 """Maximum length of a class name or of a part of a path, bytes."""
@@ -12,6 +14,16 @@ MAX_NAME_BYTES = 255
 
 class UnfitFile(OSError):
     """A file that must not be opened. The message gives the reason."""
+
+
+def check_given(path: str | Path, what: str) -> None:
+    """Check that a path is not an empty text, which `Path` takes for the current folder.
+
+    Raises:
+        SettingsError: it is empty, as that of a shell's variable that is not set; the message calls it `what`.
+    """
+    if path == "":
+        raise SettingsError(f"the path of {what} is empty; `.` is the current folder")
 
 
 def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:

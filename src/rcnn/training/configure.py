@@ -9,6 +9,7 @@ from typing import Any
 
 from rcnn.config import Settings, dump, merge, override, read, validate
 from rcnn.config.aliases import ALIASES, IMAGE_SIZE
+from rcnn.config.files import check_given
 from rcnn.data.proposals.read import WORDS
 from rcnn.data.proposals.search import EDGE_BOXES, model_file
 from rcnn.errors import SettingsError
@@ -63,6 +64,9 @@ def choose_settings(
         WeightsError: the detector to fine-tune or the checkpoint can't be used.
     """
     options = options or {}
+    for path, what in ((data, "the data"), (config, "the settings"), (start_from, "the detector"), (resume, "the run")):
+        if path is not None:
+            check_given(path, what)
     check_arguments(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
     if resume is not None:
         return resumed_settings(RunFolder(resume), options)

@@ -12,6 +12,7 @@ from rcnn.training.configure import choose_settings
 from rcnn.training.distributed import join_processes
 from rcnn.training.ending import explained
 from rcnn.training.log import Log, shown_progress
+from rcnn.training.ownership import only_training
 from rcnn.training.recorders import Recorder, Recorders
 from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.recorders.standard import standard_recorders
@@ -53,7 +54,8 @@ def train(
         **options: settings of the section `train` by name (`epochs=30`), `imgsz`, `on_fault`, `workers`, `holdout`.
 
     Raises:
-        SettingsError: a setting is wrong, arguments contradict each other, or another training owns the run folder.
+        SettingsError: a setting is wrong, arguments contradict each other, another training owns the run folder
+            or is running in this process.
         DataError: the data can't be read, or have faults.
         WeightsError: the weights to start from, or a checkpoint, can't be used.
         TrainingError: a loss is not finite, or the disk is full; the last checkpoint is named.
@@ -63,6 +65,7 @@ def train(
     new_folder = name is not None or Path(runs) != RUNS
     settings = choose_settings(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
     with (
+        only_training(),
         join_processes(settings.train.device, settings.train.batches or (settings.train.batch,)) as distributed,
         ExitStack() as stack,
     ):

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,18 @@ def test_python_takes_all_settings_or_none_and_refuses_an_unknown_split(tmp_path
     assert (len(rcnn.open_dataset(root, "all")), len(held_out)) == (40, 20)
     with pytest.raises(SettingsError, match="unknown split `valid`; there are train, val, test, all"):
         rcnn.open_dataset(root, "valid")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: rcnn.open_dataset("", "val"),
+        lambda: open_splits("", Data()),
+        lambda: rcnn.anchors(""),
+        lambda: rcnn.val("blood-cells", ""),
+        lambda: rcnn.why("blood-cells", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(read: Callable[[], object]) -> None:
+    with pytest.raises(SettingsError, match="the path of the data is empty; `"):
+        read()

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Literal, get_args
 
 from rcnn.config import Data, Settings
-from rcnn.config.files import check_regular, unfit_name
+from rcnn.config.files import check_given, check_regular, unfit_name
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish
@@ -149,7 +149,9 @@ def find_layout(path: str | Path) -> Layout:
 
     Raises:
         DataError: no reader recognises one, or more than one does.
+        SettingsError: the path is empty.
     """
+    check_given(path, "the data")
     path = Path(path).expanduser()
     layout = layout_at(path)
     if layout is None:
