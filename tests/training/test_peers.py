@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -263,4 +264,32 @@ def test_signals_to_process_groups_keep_the_finished_step(data: Path, tmp_path: 
     assert checkpoint(run) == ["step-2"]
     stop(tmp_path, ("--resume", run), signal.SIGHUP, told=[1])
     assert checkpoint(run) == ["step-4"]
+    assert_ends_alike(tmp_path, run, undisturbed)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_torchrun_that_receives_a_signal_keeps_the_finished_step(
+    data: Path, tmp_path: Path, undisturbed: Path, number: signal.Signals
+) -> None:
+    """The agent passes it on to the process groups of its processes, repeatedly."""
+    run = tmp_path / RUN
+    words = [*map(str, (data, *WORDS, *NEW, run.parent, "--workers", 1))]
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os\nfrom pathlib import Path\nfrom tests.training.test_peers import train_until_told\n"
+        f"train_until_told({words}, Path({str(tmp_path)!r}), [0, 1], int(os.environ['RANK']))\n"
+    )
+    module = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    command = [sys.executable, *module, str(program)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as agent:
+        files, end = [tmp_path / f"{rank}.ready" for rank in range(2)], time.monotonic() + SECONDS
+        while not all(file.exists() for file in files) and time.monotonic() < end:
+            time.sleep(0.05)
+        agent.send_signal(number)
+        output = " ".join(agent.communicate(timeout=SECONDS)[1].split())
+    assert output.count(f"stopped by {number.name}. Resume with: rcnn train --resume") == 2, output
+    assert checkpoint(run) == ["step-2"]
     assert_ends_alike(tmp_path, run, undisturbed)
