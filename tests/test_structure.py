@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "presets": TENSORS,
     "images": {"cores", "model", "config"},
     "runtime": {"cores", "weights", "images", "presets"} | TENSORS,
-    "data": {"cores"} | DATA,
+    "data": {"cores", "signals"} | DATA,
     "result": {"draw", "data", "images", "config"},
     "merge_views": {"result", "model", "images", "config"},
     "detector": DETECTOR,

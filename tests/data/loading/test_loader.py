@@ -6,7 +6,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -336,6 +336,50 @@ def test_a_process_that_is_killed_or_hangs_is_reported(
     monkeypatch.setattr("rcnn.data.loading.loader.TIMEOUT", timeout)
     with pytest.raises(ChildProcessError, match=f"{reason}.*--workers 0"):
         load(dataset, workers=2)
+
+
+@pytest.fixture
+def unheard() -> Iterator[None]:
+    """No error comes from torch's handler of SIGCHLD, as if it were raised within a callback, which drops it."""
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("unheard")
+@pytest.mark.parametrize("at", ["a batch", "the start of an epoch"])
+def test_a_process_whose_end_is_not_signalled_is_missed(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    monkeypatch.setattr("rcnn.data.loading.loader.POLL_SECONDS", 0.1)
+    # The handler is set once per process, by the first DataLoader.
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._set_SIGCHLD_handler", lambda: None)
+    message = r"a loader process \(data.workers\) was lost.*--workers 0"
+    with closing(Loader(dataset, SETTINGS, training=True, batch=2, workers=2)) as loader:
+        before = set(multiprocessing.active_children())
+        if at == "the start of an epoch":
+            list(loader.epoch(0))
+            (victim, _) = set(multiprocessing.active_children()) - before
+            os.kill(victim.pid or 0, signal.SIGKILL)
+            victim.join()
+        else:
+            monkeypatch.setattr(_Reader, "load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(ChildProcessError, match=message):
+            list(loader.epoch(1))
+
+
+def test_processes_may_take_longer_than_the_interval_of_checks(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, original = load(dataset), _Reader.load
+
+    def slow(self: _Reader, *arguments: Any) -> Item:
+        time.sleep(0.2)
+        return original(self, *arguments)
+
+    monkeypatch.setattr("rcnn.data.loading.loader.POLL_SECONDS", 0.01)
+    monkeypatch.setattr(_Reader, "load", slow)
+    assert same(load(dataset, workers=2), expected)
 
 
 def test_processes_outlive_a_signal_to_the_whole_group(dataset: Dataset) -> None:

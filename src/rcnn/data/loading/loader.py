@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,9 +40,14 @@ from rcnn.images.batch import Preprocessor, Size, resized_by_pillow
 from rcnn.images.decode import read_rgb
 from rcnn.images.stream import ahead, read_picture
 from rcnn.model.structures import Batch, Proposals, Targets
+from rcnn.signals import workers_unheard
 
 TIMEOUT = 600
 """Seconds without a batch after which a loader process is taken to be lost."""
+POLL_SECONDS = 5
+"""Seconds without a batch after which it is checked whether all loader processes are alive."""
+LOST, TIMED_OUT = "DataLoader worker", "DataLoader timed out"
+"""Starts of torch's messages on loader processes that have ended, or return nothing."""
 CPU = torch.device("cpu")
 Work = tuple[int, int, list[int]]
 """What makes a batch: the epoch, a draw that determines the bucket, and the draws of the batch (see `Loader.order`)."""
@@ -271,7 +276,11 @@ class Loader:
                     persistent_workers=True,
                     worker_init_fn=_outlive_signals,
                 )
-            for item in self._processes:
+            if dead := [process.pid for process in self._running() if not process.is_alive()]:
+                raise RuntimeError(f"{LOST} (pid(s) {', '.join(map(str, dead))}) exited unexpectedly")
+            with workers_unheard():  # torch's handler of SIGCHLD can't raise its error while a process is forked
+                batches = iter(self._processes)
+            for item in _received(batches):
                 yield pickle.loads(item) if isinstance(item, bytes) else item
             complete = True
         except (RuntimeError, OSError) as error:
@@ -282,11 +291,41 @@ class Loader:
             if not (complete and self.training):
                 self.close()
 
+    def _running(self) -> Sequence[Any]:
+        """Return the loader processes that earlier epochs have left."""
+        iterator: Any = self._processes and self._processes._iterator
+        return iterator._workers if iterator is not None else ()
+
     def close(self) -> None:
         """End the loader processes. Until then, one that was killed is reported again, wherever the caller is."""
         if self._processes is not None and self._processes._iterator is not None:
             self._processes._iterator._shutdown_workers()  # pyrefly: ignore[missing-attribute]
         self._processes = None
+
+
+def _received(batches: Any) -> Generator[bytes | Exception, None, None]:
+    """Yield the batches of a DataLoader's iterator; lost processes are noticed within seconds.
+
+    torch's handler of SIGCHLD does not know a process that is killed right after its start, and its error is dropped if
+    it is raised within a callback. Besides, DataLoader looks for lost processes only when its timeout ends.
+    """
+    waited = 0
+    batches._timeout = min(POLL_SECONDS, TIMEOUT)
+    try:
+        while True:
+            try:
+                item = next(batches, None)
+            except RuntimeError as error:
+                waited += batches._timeout
+                if waited >= TIMEOUT or not str(error).startswith(TIMED_OUT):
+                    raise
+                continue
+            if item is None:
+                return
+            waited = 0
+            yield item
+    finally:
+        batches._timeout = TIMEOUT  # while the next epoch starts
 
 
 def lost_worker(error: Exception) -> str | None:
@@ -302,9 +341,9 @@ def lost_worker(error: Exception) -> str | None:
         what = f"the loader processes (data.workers) need more than is available: {error.strerror} ({limit})"
     elif "shared memory" in text or "No space left on device" in text:
         what = f"the loader processes (data.workers) need more room in /dev/shm, as docker's --shm-size gives: {text}"
-    elif text.startswith("DataLoader worker"):
+    elif text.startswith(LOST):
         what = f"a loader process (data.workers) was lost, perhaps for lack of memory: {text}"
-    elif text.startswith("DataLoader timed out"):
+    elif text.startswith(TIMED_OUT):
         what = f"the loader processes (data.workers) returned nothing for {TIMEOUT} seconds"
     else:
         return None
