@@ -66,3 +66,14 @@ def test_a_file_runs_on_the_cpu_unless_the_user_chooses_another_device(exported:
     assert load_detector(str(exported), [], "cuda:0").device.type == "cpu"
     with pytest.raises(SettingsError, match="runs on the CPU here; got `cuda:0`"):
         load_detector(str(exported), [], "cuda:0", "cuda:0")
+
+
+def test_a_shard_is_continued_with_the_same_file_only(run: Run, exported: Path, data: Path) -> None:
+    words = ("--shard", "1/1", "--out", "out", "--resume")
+    run.ok("predict", exported, data / "JPEGImages", *words)
+    assert "6 images" in run.ok("predict", exported, data / "JPEGImages", *words).out
+    other = graphs.WRITE[exported.suffix[1:]](
+        Path(f"other{exported.suffix}").absolute(), graphs.detector("predict.score=0.3")
+    )
+    message = f"out/1-of-1 was begun with the model {exported} (digest"
+    run.fails(2, message, "predict", other, data / "JPEGImages", *words)
