@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import torch
 
-from rcnn.training.checkpoint import latest, read_progress
 from rcnn.locks import FILE_NAME
+from rcnn.training.checkpoint import latest, read_progress
 from tests.cli.conftest import digests
 from tests.torture.compare import differences
 from tests.torture.victim import BALLAST, Act, Training
