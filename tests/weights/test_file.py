@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from rcnn.errors import WeightsError
-from rcnn.weights.file import atomic_write, is_detector, load_weights, save_weights, to_half
+from rcnn.weights.file import atomic_write, is_detector, load_weights, read_safetensors, save_weights, to_half
 from tests.limits import MB, in_child
 
 TENSORS = {
@@ -171,6 +171,22 @@ def test_false_headers_are_refused(tmp_path: Path, header: str):
 @pytest.mark.parametrize("length", [2**63, 2**40, 200_000_000])
 def test_a_header_that_claims_to_be_huge_is_refused(tmp_path: Path, length: int):
     refused(tmp_path / "x.safetensors", "is damaged", length.to_bytes(8, "little") + b"{}")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a child is forked")
+@pytest.mark.parametrize("count", [700_000, 300_000])
+def test_very_many_tensors_are_refused_quickly(count: int, tmp_path: Path) -> None:
+    text = json.dumps({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, separators=(",", ":"))
+    header = ("{" + ",".join(f'"{number:x}":{text}' for number in range(count)) + "}").encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+    def refuse() -> None:
+        for read in (load_weights, read_safetensors, is_detector):
+            with pytest.raises(WeightsError, match=r"is damaged, or no safetensors file: it(s header)? has over"):
+                read(path)
+
+    in_child(refuse, seconds=2, resident=100 * MB)
 
 
 @pytest.mark.parametrize("entry", ["", "{", "[]", "5", "{}", '{"format": 1}', "[" * 100_000, '"text"'])

@@ -40,7 +40,9 @@ _TYPES = {
 
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000
-"""Bytes; the format's own limit."""
+"""Bytes; the format's own limit. A larger number is that of another kind of file."""
+MAX_HEADER_BYTES, MAX_TENSORS = 20 * MB, 50_000
+"""Maximum size of the header in bytes, and number of tensors. A checkpoint of the largest preset has 1,710 tensors."""
 _MAX_LINE_LETTERS = 300
 """Maximum length of another library's error message, which may contain text of the file."""
 
@@ -268,8 +270,13 @@ def _read_header(path: str | Path, max_bytes: int) -> tuple[dict[str, tuple[Tens
                 if length > _MAX_HEADER_BYTES and (kind := next(kinds, None)):
                     raise WeightsError(f"{_name(path)} is {kind}; expected are weights as safetensors")
                 raise ValueError("the length of its header is wrong")
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"its header has over {MAX_HEADER_BYTES // MB} MB")
             file.seek(8)
-            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+            text = file.read(length)
+        if text.count(b"data_offsets") > MAX_TENSORS:  # each costs time and memory, even if it is empty
+            raise ValueError(f"it has over {MAX_TENSORS:,} tensors")
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
         with safe_open(path, "pt"):  # refuses shapes, types and offsets that contradict each other or the file
             pass
         metadata = header.pop("__metadata__", None) or {}
