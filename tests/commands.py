@@ -1,7 +1,8 @@
 """Run a command in a forked child with limits of memory and CPU time, and record forbidden actions.
 
 An audit hook records the programs that the command starts, the addresses that it connects to or looks up, and the
-files outside its folder that it changes.
+files outside its folder that it changes. The only program that it may start is the child that runs an exported graph,
+whose time and memory count as those of the command.
 """
 
 import gc
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from rcnn.cli.app import main
-from tests.limits import status, wait
+from rcnn.runtime.process import COMMAND
+from tests.limits import children, peak, status, wait
 
 SECONDS, BYTES = 20, 4_000_000_000
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile")
@@ -44,7 +46,7 @@ class Ended(NamedTuple):
         code: exit code, the negative number of the signal that killed it, or None if it took too long.
         output: stdout and stderr.
         violations: forbidden actions, one per line.
-        memory: peak resident memory beyond that at the start of the child, bytes.
+        memory: peak resident memory beyond that at the start of the child, and that of its children, bytes.
     """
 
     code: int | None
@@ -67,14 +69,21 @@ def run(folder: Path, words: Sequence[object], limits: Sequence[tuple[int, int]]
     child = os.fork()
     if child == 0:
         os.write(writer, str(status("VmRSS")).encode())  # includes pages of the parent, which ran other tests
+        os.close(writer)
         _live(folder, [str(word) for word in words], limits)
     os.close(writer)
     with open(reader) as pipe:
         memory_before = int(pipe.read())
-    code, usage = wait(child, SECONDS)
+    memory_of_children = 0
+
+    def watch(child: int) -> None:
+        nonlocal memory_of_children
+        memory_of_children = max(memory_of_children, sum(map(peak, children(child))))
+
+    code, usage = wait(child, SECONDS, watch)
     files = [folder / name for name in FILES]
     texts = [file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in files]
-    return Ended(code, *texts, max(0, usage.ru_maxrss * 1024 - memory_before))
+    return Ended(code, *texts, max(0, usage.ru_maxrss * 1024 - memory_before) + memory_of_children)
 
 
 def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:
@@ -96,8 +105,9 @@ def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]])
 
         def record(event: str, arguments: tuple[Any, ...]) -> None:
             connects = event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname")
+            starts = event in PROGRAMS and (event != "subprocess.Popen" or list(arguments[1]) != COMMAND)
             writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
-            if event in PROGRAMS or connects or ((event in CHANGES or writes) and not _within(arguments[0], inside)):
+            if starts or connects or ((event in CHANGES or writes) and not _within(arguments[0], inside)):
                 os.write(violations, f"{event} {arguments!r}\n".encode(errors="replace"))
 
         sys.addaudithook(record)

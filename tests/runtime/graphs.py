@@ -11,8 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of
 from rcnn.runtime import packages
+from rcnn.runtime.by_suffix import files_of
 from rcnn.runtime.graph import entries
 from rcnn.runtime.openvino import add_entries
+from rcnn.runtime.own_exports import remember
 
 NAMES = ("circle", "square")
 SMALL = ("preprocess.short=64", "preprocess.long=96", "model.channels=8", "roi.hidden=16", "predict.score=0")
@@ -126,3 +128,9 @@ def write_openvino(path: Path, one: Detector, size: tuple[int, int] | None = Non
 
 WRITE = {"onnx": write_onnx, "xml": write_openvino}
 """Suffix -> function that writes such a file."""
+
+
+def own(path: Path) -> Path:
+    """List a file as an export of this user, which runs in this process."""
+    remember(files_of(path))
+    return path

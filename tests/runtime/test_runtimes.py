@@ -1,5 +1,6 @@
 """Exported files in onnxruntime and OpenVINO, as detectors; the graphs are those of `graphs`."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,8 @@ SUFFIXES = tuple(graphs.WRITE)
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Suffix -> a file of any size."""
     folder = tmp_path_factory.mktemp("exported")
-    return {suffix: write(folder / f"a.{suffix}", graphs.detector()) for suffix, write in graphs.WRITE.items()}
+    one = graphs.detector()
+    return {suffix: graphs.own(write(folder / f"a.{suffix}", one)) for suffix, write in graphs.WRITE.items()}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Suffix -> a file for 64 x 64 pixels."""
     folder = tmp_path_factory.mktemp("fixed")
     one = graphs.detector()
-    return {suffix: write(folder / f"a.{suffix}", one, (64, 64)) for suffix, write in graphs.WRITE.items()}
+    return {suffix: graphs.own(write(folder / f"a.{suffix}", one, (64, 64))) for suffix, write in graphs.WRITE.items()}
 
 
 def batch_of(found: Detector, count: int = 1) -> Batch:
@@ -242,7 +244,7 @@ def test_a_file_is_scored_without_losses(
 def test_precision_is_set_in_openvino_and_refused_by_onnxruntime(files: dict[str, Path]) -> None:
     found = rcnn.load(files["xml"])
     other = found.with_settings(["predict.precision=bf16"])
-    hints = [runtime(one)._compiled.get_property("INFERENCE_PRECISION_HINT") for one in (found, other)]  # type: ignore[attr-defined]
+    hints = [runtime(one).running.compiled.get_property("INFERENCE_PRECISION_HINT") for one in (found, other)]  # type: ignore[attr-defined]
     has_bf16 = "BF16" in packages.openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert [hint.to_string() for hint in hints] == ["f32", "bf16" if has_bf16 else "f32"]
     assert (found.runtime.precision, other.runtime.precision) == ("float32", "bf16")
@@ -271,8 +273,8 @@ def test_threads_are_those_of_torch(files: dict[str, Path], threads: int) -> Non
         first, second = rcnn.load(files["onnx"]).runtime, rcnn.load(files["xml"]).runtime
     finally:
         torch.set_num_threads(before)
-    assert first._session.get_session_options().intra_op_num_threads == threads  # type: ignore[attr-defined]
-    assert second._compiled.get_property("INFERENCE_NUM_THREADS") == threads  # type: ignore[attr-defined]
+    assert first.running.session.get_session_options().intra_op_num_threads == threads  # type: ignore[attr-defined]
+    assert second.running.compiled.get_property("INFERENCE_NUM_THREADS") == threads  # type: ignore[attr-defined]
 
 
 def test_entries_are_where_other_programs_look(files: dict[str, Path]) -> None:
@@ -379,6 +381,7 @@ openvino().convert_model(sys.argv[1])
 assert "openvino_telemetry.main" not in sys.modules
 """
     environment = {"PATH": "", "HOME": str(files["xml"].parent), "PYTHONPATH": ":".join(sys.path)}
+    environment["XDG_CACHE_HOME"] = os.environ["XDG_CACHE_HOME"]  # where they are listed as exports of this user
     run = subprocess.run(
         [sys.executable, "-c", program, files["onnx"], files["xml"]],
         capture_output=True,

@@ -184,6 +184,11 @@ class Predict(Section):
     """Compile the network with torch.compile at the first batch of each shape, which takes a minute."""
     graphs: Annotated[int, Field(ge=0, le=64)] = 0
     """Number of most recently used batch shapes that a GPU replays as CUDA graphs. 0: off."""
+    graph_seconds: Annotated[float, Field(gt=0, le=100_000)] = 60
+    """CPU seconds per megapixel that an exported file of unknown origin may take; see docs/deploy.md."""
+    graph_memory: Annotated[int, Field(ge=1, le=1_000_000)] = 8000
+    """Memory per megapixel, in MB, that an exported file of unknown origin may take on Linux, in addition to its
+    weights."""
 
     @field_validator("tile", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from rcnn.runtime import packages
 from rcnn.runtime.by_suffix import files_of, runtime_of
 from rcnn.runtime.eager import Eager
 from rcnn.runtime.graph import entries
+from rcnn.runtime.own_exports import remember
 
 MAX_PICTURES = 3
 """Number of pictures on which file and detector are compared."""
@@ -68,10 +69,10 @@ def export(
         if trial != onnx:
             save(trial, entries(detector, size))
         tell("comparing the file with the detector")
-        exported = Detector.load(trial).with_settings(["predict.precision=float32"])
-        preprocessor = exported.preprocessor
+        exported = runtime_of(trial)(trial, "float32", own=True)
+        preprocessor = Preprocessor(detector.settings.preprocess, exported.size)
         shown = list(islice(pictures, MAX_PICTURES)) or made_up(preprocessor)
-        parity = compare(reference, exported.runtime, batches(preprocessor, shown))
+        parity = compare(reference, exported, batches(preprocessor, shown))
         if not parity.holds:
             raise ExportError(
                 f"{path} was not written: of {parity.detections:,} detections {parity.agreed:,} agree with those of "
@@ -83,6 +84,7 @@ def export(
         save(final / path.name, entries(detector, size, asdict(parity)))
         for part in sorted(final.iterdir()):  # the .bin before the .xml
             os.replace(part, path.parent / part.name)
+    remember(files_of(path))
     return parity
 
 

@@ -50,9 +50,9 @@ def contents(path: str | Path) -> Contents:
     """Return facts about an exported file; nothing is run.
 
     Raises:
-        WeightsError, UnavailableError: as for `GraphRuntime.read`.
+        WeightsError, UnavailableError: as for `GraphRuntime.checked`.
     """
-    return runtime_of(path).read(Path(path))[0]
+    return runtime_of(path).checked(Path(path))[0]
 
 
 def files_of(path: Path) -> list[Path]:

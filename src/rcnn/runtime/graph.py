@@ -7,6 +7,7 @@ outputs are `boxes` (B, D, 4), `scores`, `labels` and `valid` (B, D), `finite` (
 region proposal network alone has no `boxes`, `scores`, `labels` and `valid`.
 """
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
@@ -19,15 +20,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rcnn.config import MAX_SIDE, NETWORK_SECTIONS, Settings, changed_keys, shorten
+from rcnn.config import MAX_SIDE, NETWORK_SECTIONS, Predict, Settings, changed_keys, override, shorten
 from rcnn.config.files import check_regular
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.images.batch import Size
 from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import AnyBatch, Detections, NormalisedBatch, Pass, Proposals
 from rcnn.model.suppress import Suppression
+from rcnn.runtime.graph_check import Declared, Ports, check_kinds, check_rows
+from rcnn.runtime.own_exports import digest_of, is_own
 from rcnn.runtime.precision import chosen_precision
-from rcnn.weights.file import MAX_BYTES, first_line, read_json
+from rcnn.runtime.process import SUPPORTED, GraphProcess, Limits, OutOfMemory, Task
+from rcnn.runtime.sessions import SESSIONS, CannotCompile
+from rcnn.weights.file import MAX_BYTES, first_line, read_json, reading
 from rcnn.weights.metadata import Described, Metadata, entry_of
 
 ENTRY = "rcnn"
@@ -37,17 +42,21 @@ DIGEST = "rcnn_weights"
 INTERFACE = 1
 """Version of the inputs and outputs of the graph."""
 
+_LIMITS = dict(zip(("graph_seconds", "graph_memory"), Limits.of(Predict()), strict=True))
+"""Settings that a file can't choose, since they are its own limits."""
+
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-Ports = Mapping[str, tuple[str, int]]
+Expected = Mapping[str, tuple[str, int]]
 """Name of an input or output -> the numpy name of its type, and its number of axes."""
 
-PROPOSED: Ports = {
+PROPOSED: Expected = {
     "finite": ("bool", 1),
     "proposal_boxes": ("float32", 3),
     "proposal_scores": ("float32", 2),
     "proposal_valid": ("bool", 2),
 }
-DETECTED: Ports = {"boxes": ("float32", 3), "scores": ("float32", 2), "labels": ("int64", 2), "valid": ("bool", 2)}
+_BYTES_PER_DETECTION, _BYTES_PER_PROPOSAL = 16 + 4 + 8 + 1, 16 + 4 + 1
+DETECTED: Expected = {"boxes": ("float32", 3), "scores": ("float32", 2), "labels": ("int64", 2), "valid": ("bool", 2)}
 NAMES = {"images", "sizes", *PROPOSED, *DETECTED}
 """Names of all inputs and outputs."""
 
@@ -141,7 +150,8 @@ def read_entries(found: Mapping[str, str], path: str | Path, program: str = "") 
             f"{path}: its graph has inputs and outputs of version {shorten(str(version))}, this version of rcnn runs "
             f"{INTERFACE}; export the detector again, or use the version of rcnn that exported it"
         )
-    return FileMetadata.parse(entry, path)
+    metadata = FileMetadata.parse(entry, path)
+    return metadata.model_copy(update={"settings": override(metadata.settings, {"predict": _LIMITS})})
 
 
 def size_beside(path: Path, weights: Path) -> int:
@@ -179,13 +189,22 @@ class Contents(NamedTuple):
 class GraphRuntime(ABC):
     """A `Runtime` for an exported file, on the CPU, with as many threads as PyTorch uses.
 
+    A file that this user exported runs in this process. The graph of any other file is checked, and runs in a child
+    process with limits, where one can be started.
+
     Args:
         path: the file.
         precision: as `predict.precision`; None: the precision that the file was exported with.
+        own: whether this user exported the file; None: if it is in the list of own exports.
 
     Attributes:
+        session: name of what runs the files, in `rcnn.runtime.sessions.SESSIONS`.
         precisions: precisions that the runtime can compute in.
         companions: suffixes of the files that belong to an exported file.
+        kinds: kinds of nodes that exported files may have.
+        max_bytes: maximum size of a file, without the files that belong to it.
+        format: what a file is not if it can't be read.
+        limits: of time and memory.
 
     Raises:
         WeightsError: the file is missing, damaged, of another program or version, or its graph can't be run.
@@ -194,21 +213,23 @@ class GraphRuntime(ABC):
     """
 
     name: str
+    session: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
     companions: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[frozenset[str]]
+    max_bytes: ClassVar[int]
+    format: ClassVar[str]
 
-    def __init__(self, path: str | Path, precision: str | None = None) -> None:
-        self.package()
+    def __init__(self, path: str | Path, precision: str | None = None, *, own: bool | None = None) -> None:
         self.path = Path(path)
-        contents, model = self.read(self.path)
+        contents, digest, self.own = self.checked(self.path, own)
         self.metadata = contents.metadata
         self.classes = len(self.metadata.names)
         self.device, self.size = torch.device("cpu"), self.metadata.size
         self.precision = self.check_precision(precision or self.metadata.settings.predict.precision)
-        predicts_classes = self.metadata.settings.predicts_classes
-        self.outputs: Ports = {**DETECTED, **PROPOSED} if predicts_classes else PROPOSED
-        self._check_ports(*self.ports(model))
-        self.compile(model)
+        self.limits = Limits.of(self.metadata.settings.predict)
+        self.outputs = _outputs(self.metadata.settings)
+        self.running = self._open(digest)
 
     @staticmethod
     @abstractmethod
@@ -219,28 +240,15 @@ class GraphRuntime(ABC):
             UnavailableError: it is not installed.
         """
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def read(path: Path) -> tuple[Contents, Any]:
-        """Return facts about a file, and its graph. Nothing is run.
+    def read(cls, path: Path) -> tuple[Contents, Declared]:
+        """Return facts about a file, and what its graph declares. Nothing is run.
 
         Raises:
             WeightsError: the file is missing, damaged, or of another program or version.
             UnavailableError: a WeightsError: the package that reads it is not installed.
         """
-
-    @staticmethod
-    @abstractmethod
-    def ports(model: Any) -> tuple[Ports, Ports]:
-        """Return the inputs and outputs of a graph that `read` returned."""
-
-    @abstractmethod
-    def compile(self, model: Any) -> None:
-        """Prepare the graph to be run at `self.precision`."""
-
-    @abstractmethod
-    def infer(self, images: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Run the graph and return its outputs by name."""
 
     @classmethod
     def check_precision(cls, precision: str) -> str:
@@ -263,6 +271,57 @@ class GraphRuntime(ABC):
         """The suppression in the graph."""
         return Suppression.of(self.metadata.settings)
 
+    @classmethod
+    def checked(cls, path: Path, own: bool | None = None) -> tuple[Contents, str, bool]:
+        """Check a file without running it.
+
+        Args:
+            path: the file.
+            own: as for the class.
+
+        Returns:
+            Facts about it, its digest, and whether this user exported it.
+
+        Raises:
+            WeightsError, UnavailableError: as for `read`; or its graph is not that of an exported detector.
+        """
+        contents, graph = cls.read(path)
+        digest = digest_of([path, *map(path.with_suffix, cls.companions)])
+        own = is_own(digest) if own is None else own
+        if not own:
+            check_kinds(graph.kinds, cls.kinds, path)
+        _check_ports(contents.metadata, graph.inputs, graph.outputs, path)
+        check_rows(graph.outputs, contents.metadata.settings, path)
+        return contents, digest, own
+
+    def _open(self, digest: str) -> Any:
+        """Compile the graph, in this process or in a child."""
+        roi, rpn = self.metadata.settings.roi, self.metadata.settings.rpn
+        room = 1 + roi.detections * _BYTES_PER_DETECTION + rpn.post_test * _BYTES_PER_PROPOSAL
+        files, threads = [self.path, *map(self.path.with_suffix, self.companions)], torch.get_num_threads()
+        try:
+            with reading(self.path, self.max_bytes, self.format):
+                if self.own or not SUPPORTED:
+                    self.package()
+                    return SESSIONS[self.session](str(self.path), list(self.outputs), threads, self.precision)
+                return GraphProcess(Task(files, digest, self.session, self.outputs, threads, self.precision, room))
+        except CannotCompile as error:
+            raise WeightsError(
+                f"{self.path}: OpenVINO can't compile it for this CPU: {first_line(error)}. If the file has not been "
+                "changed since the export, use the .onnx or .safetensors file on this machine; otherwise export the "
+                "detector again"
+            ) from None
+
+    def usage_of_child(self) -> tuple[float, float]:
+        """Return the CPU seconds and the peak memory in bytes of the child process so far; zeros if there is none."""
+        return (self.running.cpu, self.running.peak) if isinstance(self.running, GraphProcess) else (0.0, 0.0)
+
+    def infer(self, images: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Run the graph and return its outputs by name."""
+        if isinstance(self.running, GraphProcess):
+            return self.running.run(images, sizes, self.limits)
+        return self.running(images, sizes)
+
     def with_settings(self, settings: Settings) -> Self:
         """As `Runtime.with_settings`.
 
@@ -278,8 +337,12 @@ class GraphRuntime(ABC):
                 f"{', '.join(fixed)}: fixed in the exported file {self.path}; export the detector again with this "
                 "setting" + (", and without a size" if self.size else "")
             )
-        precision = self.check_precision(settings.predict.precision)
-        return self if precision == self.precision else type(self)(self.path, precision)
+        precision, limits = self.check_precision(settings.predict.precision), Limits.of(settings.predict)
+        if precision == self.precision and limits == self.limits:
+            return self
+        other = copy.copy(self) if precision == self.precision else type(self)(self.path, precision, own=self.own)
+        other.limits = limits
+        return other
 
     def execute(
         self,
@@ -302,11 +365,17 @@ class GraphRuntime(ABC):
         shape = tuple(batch.images.shape)
         try:
             arrays = self.infer(batch.images.cpu().numpy(), batch.sizes.cpu().numpy())
+        except WeightsError:
+            raise
+        except OutOfMemory as error:
+            raise MemoryError(f"{self.path}, images of {shape}: {first_line(error)}; {error.hint}") from None
         except Exception as error:  # a foreign graph may fail anywhere, and the runtimes raise errors of any type
             if "alloc" in str(error):
                 raise MemoryError(f"{self.path}, images of {shape}: {first_line(error)}") from None
             raise WeightsError(f"{self.path}: fails on images of {shape}: {first_line(error)}") from None
-        return self._pass({name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.outputs})
+        return self._pass(
+            {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.outputs}, len(batch.images)
+        )
 
     def check_takes_proposals(self) -> None:
         """Raise the error for external proposals."""
@@ -339,34 +408,21 @@ class GraphRuntime(ABC):
                 f"{self.path}: takes images whose sides are multiples of {multiple}, got {height} x {width}"
             )
 
-    def _check_ports(self, inputs: Ports, outputs: Ports) -> None:
-        image = str(pixel_dtype(self.metadata.settings.preprocess)).removeprefix("torch.")
-        takes: Ports = {"images": (image, 4), "sizes": ("float32", 2)}
-        for kind, expected, found in (("input", takes, inputs), ("output", self.outputs, outputs)):
-            for name, (dtype, axes) in expected.items():
-                if found.get(name) != (dtype, axes):
-                    raise self._foreign(f"its graph has no {kind} `{name}` of {dtype} with {axes} axes")
-        if extra := set(inputs) - set(takes):
-            raise self._foreign(f"its graph requires an input `{min(extra)}`")
-
-    def _foreign(self, reason: str) -> WeightsError:
-        return WeightsError(f"{self.path}: {self.metadata.format_error}: {reason}")
-
-    def _pass(self, found: Mapping[str, Tensor]) -> Pass:
+    def _pass(self, found: Mapping[str, Tensor], images: int) -> Pass:
         """Return the outputs as a `Pass`, after checking their shapes and that labels are valid indices of names."""
         finite = found["finite"]
         none = torch.zeros(len(finite), 0)
         boxes, scores = found.get("boxes", none[..., None].expand(-1, -1, 4)), found.get("scores", none)
         labels, valid = found.get("labels", none.long()), found.get("valid", none.bool())
         proposals, objectness, real = (found[f"proposal_{name}"] for name in ("boxes", "scores", "valid"))
-        agree = all(
+        agree = len(finite) == images and all(
             len(corners) == len(finite)
             and corners.shape == (*mask.shape, 4)
             and all(values.shape == mask.shape for values in rows)
             for corners, mask, rows in ((boxes, valid, (scores, labels)), (proposals, real, (objectness,)))
         )
         if not agree or bool(((labels < 0) | (labels >= len(self.metadata.names)))[valid].any()):
-            raise self._foreign("its outputs don't belong together")
+            raise _foreign(self.path, "its outputs don't belong together")
         for part in (boxes, scores, proposals, objectness):
             finite = finite & part.isfinite().flatten(1).all(dim=1)
         unknown = torch.full(real.shape, -1)
@@ -377,3 +433,24 @@ class GraphRuntime(ABC):
             rois=(),
             detections=Detections(boxes, scores, labels, valid, torch.full_like(labels, -1), finite),
         )
+
+
+def _outputs(settings: Settings) -> Expected:
+    """Return the outputs of a detector's graph."""
+    return {**DETECTED, **PROPOSED} if settings.predicts_classes else PROPOSED
+
+
+def _check_ports(metadata: FileMetadata, inputs: Ports, outputs: Ports, path: Path) -> None:
+    image = str(pixel_dtype(metadata.settings.preprocess)).removeprefix("torch.")
+    takes: Expected = {"images": (image, 4), "sizes": ("float32", 2)}
+    for kind, expected, found in (("input", takes, inputs), ("output", _outputs(metadata.settings), outputs)):
+        for name, (dtype, axes) in expected.items():
+            has, shape = found.get(name, ("", ()))
+            if (has, len(shape)) != (dtype, axes):
+                raise _foreign(path, f"its graph has no {kind} `{name}` of {dtype} with {axes} axes")
+    if extra := set(inputs) - set(takes):
+        raise _foreign(path, f"its graph requires an input `{min(extra)}`")
+
+
+def _foreign(path: Path, reason: str) -> WeightsError:
+    return WeightsError(f"{path}: {FileMetadata.format_error}: {reason}")

@@ -26,6 +26,7 @@ from rcnn.images.batch import Preprocessor, Size
 from rcnn.model.structures import Batch
 from rcnn.runtime.by_suffix import RUNTIMES, contents, files_of, is_exported, runtime_of
 from rcnn.runtime.eager import Eager
+from rcnn.runtime.graph import GraphRuntime
 from rcnn.runtime.precision import has_bf16
 from rcnn.runtime.protocol import Runtime
 
@@ -304,14 +305,20 @@ def _serve(pipe: Connection, program: Program, threads: int) -> None:
                 batch = Batch(*map(torch.from_numpy, arrays))
                 runtime.execute(batch)  # warm-up, not counted
             assert batch is not None
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), time.process_time() + _usage_of_child(runtime)[0]
             runtime.execute(batch)
-            times = time.perf_counter() - wall, time.process_time() - cpu
-            pipe.send((*times, _memory("VmHWM") - memory_before))
+            cpu_of_child, peak_of_child = _usage_of_child(runtime)
+            times = time.perf_counter() - wall, time.process_time() + cpu_of_child - cpu
+            pipe.send((*times, _memory("VmHWM") - memory_before + peak_of_child))
     except EOFError:
         return
     except Exception as error:
         pipe.send(error)
+
+
+def _usage_of_child(runtime: Runtime) -> tuple[float, float]:
+    """Return CPU seconds and peak memory of the process in which an exported file runs, if that is another one."""
+    return runtime.usage_of_child() if isinstance(runtime, GraphRuntime) else (0.0, 0.0)
 
 
 def _memory(entry: str) -> float:
