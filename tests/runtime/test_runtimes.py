@@ -1,6 +1,7 @@
 """Exported files in onnxruntime and OpenVINO, as detectors; the graphs are those of `graphs`."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -398,3 +399,24 @@ def test_events_of_onnxruntime_are_switched_off(files: dict[str, Path], monkeypa
     monkeypatch.setattr("onnxruntime.disable_telemetry_events", lambda: calls.append("off"))
     rcnn.load(files["onnx"])
     assert calls
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_detector_is_pickled_as_the_path_and_digest_of_its_file(
+    files: dict[str, Path], tmp_path: Path, suffix: str
+) -> None:
+    for file in files[suffix].parent.iterdir():
+        shutil.copy(file, tmp_path)
+    path = tmp_path / files[suffix].name
+    detector = Detector.load(path).with_settings(["predict.graph_seconds=50", "predict.score=0.5"])
+    expected = detector.predict(WHITE)[0]
+    pickled = pickle.dumps(detector)
+    assert len(pickled) < 12_000
+    again = pickle.loads(pickled)
+    assert again.settings == detector.settings
+    assert runtime(again).limits == runtime(detector).limits
+    assert np.array_equal(again.predict(WHITE)[0].boxes, expected.boxes)
+    changed = path.with_suffix(".bin") if suffix == "xml" else path
+    changed.write_bytes(changed.read_bytes() + b" ")
+    with pytest.raises(WeightsError, match="is not the file that the detector was pickled with"):
+        pickle.loads(pickled)

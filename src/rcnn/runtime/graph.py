@@ -7,10 +7,9 @@ outputs are `boxes` (B, D, 4), `scores`, `labels` and `valid` (B, D), `finite` (
 region proposal network alone has no `boxes`, `scores`, `labels` and `valid`.
 """
 
-import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -32,7 +31,7 @@ from rcnn.runtime.own_exports import digest_of, is_own
 from rcnn.runtime.precision import chosen_precision
 from rcnn.runtime.process import SUPPORTED, GraphProcess, Limits, OutOfMemory, Task
 from rcnn.runtime.sessions import SESSIONS, CannotCompile
-from rcnn.weights.file import MAX_BYTES, first_line, read_json, reading
+from rcnn.weights.file import MAX_BYTES, check_same_file, first_line, read_json, reading
 from rcnn.weights.metadata import Described, Metadata, entry_of
 
 ENTRY = "rcnn"
@@ -205,6 +204,7 @@ class GraphRuntime(ABC):
         max_bytes: maximum size of a file, without the files that belong to it.
         format: what a file is not if it can't be read.
         limits: of time and memory.
+        digest: of the file and of those that belong to it.
 
     Raises:
         WeightsError: the file is missing, damaged, of another program or version, or its graph can't be run.
@@ -222,14 +222,18 @@ class GraphRuntime(ABC):
 
     def __init__(self, path: str | Path, precision: str | None = None, *, own: bool | None = None) -> None:
         self.path = Path(path)
-        contents, digest, self.own = self.checked(self.path, own)
+        contents, self.digest, self.own = self.checked(self.path, own)
         self.metadata = contents.metadata
         self.classes = len(self.metadata.names)
         self.device, self.size = torch.device("cpu"), self.metadata.size
         self.precision = self.check_precision(precision or self.metadata.settings.predict.precision)
         self.limits = Limits.of(self.metadata.settings.predict)
         self.outputs = _outputs(self.metadata.settings)
-        self.running = self._open(digest)
+        self.running = self._open(self.digest)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Pickle the path and the digest of the file, and the settings that may change."""
+        return _reopen, (type(self), self.path.absolute(), self.digest, self.precision, self.limits)
 
     @staticmethod
     @abstractmethod
@@ -340,7 +344,11 @@ class GraphRuntime(ABC):
         precision, limits = self.check_precision(settings.predict.precision), Limits.of(settings.predict)
         if precision == self.precision and limits == self.limits:
             return self
-        other = copy.copy(self) if precision == self.precision else type(self)(self.path, precision, own=self.own)
+        if precision != self.precision:
+            other = type(self)(self.path, precision, own=self.own)
+        else:
+            other = object.__new__(type(self))  # a copy that shares the compiled graph
+            other.__dict__.update(self.__dict__)
         other.limits = limits
         return other
 
@@ -454,3 +462,15 @@ def _check_ports(metadata: FileMetadata, inputs: Ports, outputs: Ports, path: Pa
 
 def _foreign(path: Path, reason: str) -> WeightsError:
     return WeightsError(f"{path}: {FileMetadata.format_error}: {reason}")
+
+
+def _reopen(kind: type[GraphRuntime], path: Path, digest: str, precision: str, limits: Limits) -> GraphRuntime:
+    """Return the runtime that was pickled.
+
+    Raises:
+        WeightsError, UnavailableError: as for `GraphRuntime`; or the file has another content.
+    """
+    check_same_file(path, digest, lambda path: digest_of([path, *map(path.with_suffix, kind.companions)]))
+    runtime = kind(path, precision)
+    runtime.limits = limits
+    return runtime

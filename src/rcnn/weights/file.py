@@ -141,14 +141,19 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_same_file(path: Path, digest: str) -> None:
+def check_same_file(path: Path, digest: str, digest_of: Callable[[Path], str] = file_digest) -> None:
     """Check that a file is the one that an object was pickled with.
+
+    Args:
+        path: the file.
+        digest: its digest then.
+        digest_of: computes it.
 
     Raises:
         WeightsError: the file is missing, or its content has another digest.
     """
     try:
-        found = file_digest(path)
+        found = digest_of(path)
     except OSError as error:
         raise WeightsError(
             f"{path}: can't be read ({error.strerror or error}). The detector was pickled as the path of this file: "
@@ -156,7 +161,7 @@ def check_same_file(path: Path, digest: str) -> None:
         ) from None
     if found != digest:
         raise WeightsError(
-            f"{path}: is not the file that the detector was pickled with: its SHA-256 begins with {found[:12]}, not "
+            f"{path}: is not the file that the detector was pickled with: its digest begins with {found[:12]}, not "
             f"with {digest[:12]}. Copy the same file to this path on every machine"
         )
 
