@@ -345,7 +345,7 @@ def image(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Muta
 
 def jpeg_scans(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
     """Write a well-formed JPEG of many scans, and damage the bytes of some."""
-    size = choose([(60, 80), (1, 1), (1, 4000), (4000, 1), (700, 1000), (4000, 3000), (9000, 9000)], rng)
+    size = choose([(60, 80), (1, 1), (1, 4000), (4000, 1), *[(700, 1000)] * 4, (4000, 3000), (9000, 9000)], rng)
     later = choose([8, 0, 63, 64, 900, 20_000, 200_000], rng)
     comment = hostile.jpeg_segment(0xFE, rng.randbytes(rng.randrange(40)))
     thumbnail = hostile.jpeg_segment(0xE1, b"Exif\0\0" + hostile.jpeg((64, 64), 300)[:60_000])
