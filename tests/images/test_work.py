@@ -1,10 +1,12 @@
 """Well-formed files that take far more work than their pixels and bytes suggest are refused, all others are read."""
 
+import contextlib
 import io
 import struct
 import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from rcnn.config import Settings, override
 from rcnn.errors import ImageError
 from rcnn.images import large
 from rcnn.images.decode import as_array, image_size, open_image, read_image, read_rgb, verify_image
+from rcnn.images.jpeg2000 import check_jpeg2000
 from rcnn.images.views import View
 from rcnn.images.work import MAX_CHUNKS, MAX_COMMENTS, MAX_SCANS, check_decoding
 from tests.images.hostile import jpeg, jpeg_segment, tiff, tiled
@@ -207,3 +210,82 @@ def test_shared_tiles_are_read_within_the_limits(tmp_path: Path) -> None:
         assert not any(read(view).any() for view in views)
 
     in_child(do, resident=300 * MB)
+
+
+def jpeg2000(side: int = 96, declared: int | None = None, layers: int | None = None, **options: Any) -> bytes:
+    """Return a JPEG 2000 file of colour noise. Its header may declare another side of the picture, or more layers."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG2000", **options)
+    data = bytearray(file.getvalue())
+    sizes, coding = data.index(b"\xff\x4f\xff\x51") + 8, data.index(b"\xff\x52")
+    if declared is not None:
+        struct.pack_into(">2I", data, sizes, declared, declared)
+        if "tile_size" not in options:
+            struct.pack_into(">2I", data, sizes + 16, declared, declared)
+        header = data.find(b"ihdr")
+        if header >= 0:
+            struct.pack_into(">2I", data, header + 4, declared, declared)
+    if layers is not None:
+        struct.pack_into(">H", data, coding + 6, layers)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jpeg2000(declared=13_000, codeblock_size=(4, 4)),
+        jpeg2000(declared=13_000, codeblock_size=(4, 4), no_jp2=True),
+        jpeg2000(declared=13_000, codeblock_size=(4, 4), precinct_size=(4, 4)),
+        jpeg2000(declared=13_000, precinct_size=(32, 32), codeblock_size=(16, 16), layers=2000),
+        jpeg2000(declared=6000, precinct_size=(64, 64), codeblock_size=(32, 32), layers=65_535),
+        jpeg2000(declared=13_000, tile_size=(32, 32), codeblock_size=(4, 4)),
+    ],
+    ids=["blocks", "without boxes", "precincts", "small precincts", "layers", "tiles"],
+)
+def test_a_jpeg_2000_of_millions_of_parts_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jp2"
+    path.write_bytes(content)
+    refused(path, "too many parts; if you trust the file, convert it")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"no_jp2": True},
+        {"codeblock_size": (4, 4)},
+        {"precinct_size": (64, 64), "codeblock_size": (32, 32)},
+        {"tile_size": (16, 16), "quality_layers": [40, 20, 10, 5, 2]},
+        {"irreversible": True, "progression": "RPCL", "num_resolutions": 3},
+    ],
+)
+def test_a_jpeg_2000_of_usual_parts_is_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "a.jp2"
+    path.write_bytes(jpeg2000(**options))
+    assert read_image(path).shape == (96, 96, 3)
+
+
+def test_the_codings_of_tile_parts_count(tmp_path: Path) -> None:
+    """The header of the file has the usual code-blocks, and that of a tile the smallest."""
+    data = bytearray(jpeg2000(declared=13_000, no_jp2=True))
+    coding = data.index(b"\xff\x52")
+    (length,) = struct.unpack_from(">H", data, coding + 2)
+    own = bytearray(data[coding : coding + 2 + length])
+    own[10:12] = b"\0\0"  # code-blocks of 4 x 4
+    part, body = data.index(b"\xff\x90"), data.index(b"\xff\x93")
+    (size,) = struct.unpack_from(">I", data, part + 6)
+    struct.pack_into(">I", data, part + 6, size + len(own))
+    data[body:body] = own
+    path = tmp_path / "a.j2k"
+    path.write_bytes(data)
+    refused(tmp_path / "a.j2k", "too many parts")
+
+
+@given(st.data())
+def test_a_damaged_jpeg_2000_is_refused_or_left_to_the_decoder(data: st.DataObject) -> None:
+    content = bytearray(jpeg2000(side=16, no_jp2=data.draw(st.booleans())))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(200, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ImageError):
+        check_jpeg2000(io.BytesIO(content[: data.draw(st.integers(0, len(content)))]), "")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from rcnn.config.files import MB
 from rcnn.errors import ImageError
+from rcnn.images.jpeg2000 import check_jpeg2000
 
 MAX_PIXELS = 178_956_970
 """Maximum number of pixels of an image by default."""
@@ -107,7 +108,8 @@ def check_decoding(image: Image.Image) -> None:
 
     Raises:
         ImageError: it is a JPEG with more than `MAX_SCANS` scans that cover more than `MAX_SCANNED_PIXELS`, a PNG with
-            more than `MAX_CHUNKS` chunks besides those of its pixels, or a PPM with more than `MAX_COMMENTS` comments.
+            more than `MAX_CHUNKS` chunks besides those of its pixels, a PPM with more than `MAX_COMMENTS` comments, or
+            a JPEG 2000 file of too many parts.
     """
     file = getattr(image, "fp", None)
     if file is None or not getattr(image, "tile", None):  # decoded already
@@ -117,6 +119,8 @@ def check_decoding(image: Image.Image) -> None:
             _check_scans(raw, *image.size)
         elif image.format == "PNG":
             _check_chunks(raw, until=b"IEND")
+        elif image.format == "JPEG2000":
+            check_jpeg2000(raw, _CONVERT)
         elif image.format == "PPM" and raw.read(2) in (b"P1", b"P2", b"P3"):
             _check_comments(raw)
 
