@@ -368,6 +368,18 @@ def test_a_process_whose_end_is_not_signalled_is_missed(
             list(loader.epoch(1))
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
+def test_a_process_that_is_lost_while_it_hands_over_a_batch_is_reported(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def lost(_: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr("rcnn.data.loading.loader.pickle", SimpleNamespace(loads=lost))
+    with pytest.raises(ChildProcessError, match=r"a loader process \(data.workers\) was lost.*--workers 0"):
+        load(dataset, workers=2)
+
+
 def test_processes_may_take_longer_than_the_interval_of_checks(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

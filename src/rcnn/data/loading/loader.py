@@ -6,10 +6,11 @@ import os
 import pickle
 import signal
 import threading
+import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset, Record, Records
@@ -264,7 +266,7 @@ class Loader:
         try:
             if self._processes is None:
                 _check_handles(self.workers.number)
-                self._processes = DataLoader(
+                self._processes = _Processes(
                     self._reader,
                     sampler=self._work,
                     batch_size=None,
@@ -276,12 +278,11 @@ class Loader:
                     persistent_workers=True,
                     worker_init_fn=_outlive_signals,
                 )
-            if dead := [process.pid for process in self._running() if not process.is_alive()]:
-                raise RuntimeError(f"{LOST} (pid(s) {', '.join(map(str, dead))}) exited unexpectedly")
-            with workers_unheard():  # torch's handler of SIGCHLD can't raise its error while a process is forked
+            # torch's handler of SIGCHLD raises an error, which is dropped within the callbacks of a fork.
+            with workers_unheard() if self._processes._iterator is None else nullcontext():
                 batches = iter(self._processes)
-            for item in _received(batches):
-                yield pickle.loads(item) if isinstance(item, bytes) else item
+            for item in batches:
+                yield _unpacked(item)
             complete = True
         except (RuntimeError, OSError) as error:
             if (reason := lost_worker(error)) is None:
@@ -291,11 +292,6 @@ class Loader:
             if not (complete and self.training):
                 self.close()
 
-    def _running(self) -> Sequence[Any]:
-        """Return the loader processes that earlier epochs have left."""
-        iterator: Any = self._processes and self._processes._iterator
-        return iterator._workers if iterator is not None else ()
-
     def close(self) -> None:
         """End the loader processes. Until then, one that was killed is reported again, wherever the caller is."""
         if self._processes is not None and self._processes._iterator is not None:
@@ -303,29 +299,46 @@ class Loader:
         self._processes = None
 
 
-def _received(batches: Any) -> Generator[bytes | Exception, None, None]:
-    """Yield the batches of a DataLoader's iterator; lost processes are noticed within seconds.
+class _Processes(DataLoader[bytes | Exception]):
+    """A DataLoader that notices lost processes within seconds, in whatever way they were lost."""
 
-    torch's handler of SIGCHLD does not know a process that is killed right after its start, and its error is dropped if
-    it is raised within a callback. Besides, DataLoader looks for lost processes only when its timeout ends.
+    def _get_iterator(self) -> "_Batches":
+        return _Batches(self)
+
+
+class _Batches(_MultiProcessingDataLoaderIter):
+    """Looks at intervals whether all processes are alive, where torch does so when its timeout ends.
+
+    The handler of SIGCHLD alone does not suffice: torch's does not know a process that is killed right after its start,
+    and its error is dropped if it is raised within a callback.
     """
-    waited = 0
-    batches._timeout = min(POLL_SECONDS, TIMEOUT)
+
+    def _try_get_data(self, timeout: float = TIMEOUT) -> tuple[bool, Any]:  # pyrefly: ignore[bad-override]
+        end = time.monotonic() + timeout
+        try:
+            while True:
+                seconds = min(POLL_SECONDS, max(0.0, end - time.monotonic()))
+                found, item = super()._try_get_data(seconds)
+                if found or time.monotonic() >= end:
+                    return found, item
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            raise _handing_over(error) from error
+
+
+def _unpacked(item: bytes | Exception) -> Item | Exception:
+    """Return a batch as it was before it was handed over.
+
+    Raises:
+        RuntimeError: the process was lost meanwhile.
+    """
     try:
-        while True:
-            try:
-                item = next(batches, None)
-            except RuntimeError as error:
-                waited += batches._timeout
-                if waited >= TIMEOUT or not str(error).startswith(TIMED_OUT):
-                    raise
-                continue
-            if item is None:
-                return
-            waited = 0
-            yield item
-    finally:
-        batches._timeout = TIMEOUT  # while the next epoch starts
+        return pickle.loads(item) if isinstance(item, bytes) else item
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # from the sockets that hand over memory
+        raise _handing_over(error) from error
+
+
+def _handing_over(error: Exception) -> RuntimeError:
+    return RuntimeError(f"{LOST} has ended while it handed over a batch: {error}")
 
 
 def lost_worker(error: Exception) -> str | None:
