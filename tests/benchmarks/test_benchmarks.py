@@ -117,6 +117,10 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         lambda d: [d.detector, d.picture, "--megapixels", "0.3", "--tile", "160"],
         "memory: ",
     ),
+    "graph_process": (
+        lambda d: [f"{d.exported}/tiny-fpn.onnx", "--weights", d.detector, "--size", "64", "96", "--runs", "2"],
+        "memory: peak of the child",
+    ),
     "infer_vs_torchvision": (
         lambda d: ["--runs", "1", "--threads", "1", "--size", "64", "96", "--proposals", "50"],
         "rcnn / this",

@@ -17,7 +17,8 @@ from rcnn.errors import ExportError, SettingsError
 from rcnn.exporting import export, graph_files
 from rcnn.exporting.parity import SHARE, Parity, compare
 from rcnn.presets import build, settings_of
-from rcnn.runtime.by_suffix import RUNTIMES
+from rcnn.runtime.by_suffix import RUNTIMES, runtime_of
+from rcnn.runtime.graph import entries
 from rcnn.runtime.onnx import OnnxRuntime
 from tests.test_deploy import assert_same, printed
 from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, calm
@@ -67,6 +68,13 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
     graph_files.save_openvino(model, tmp_path / "net.xml", {"rcnn": entry(tmp_path / "net.onnx")})
     for file in ("net.onnx", "net.xml"):
         ours = rcnn.load(tmp_path / file)
+        assert ours.runtime.own == (file == "net.onnx")  # type: ignore[attr-defined]
+        stranger = runtime_of(tmp_path / file)(tmp_path / file, own=False)
+        batch = next(export.batches(ours.preprocessor, PICTURES[2:]))
+        one, other = ours.runtime.execute(batch), stranger.execute(batch)
+        assert one.detections is not None
+        assert other.detections is not None
+        assert all(torch.equal(*parts) for parts in zip(one.detections, other.detections, strict=True))
         shown = compare(detector.runtime, ours.runtime, export.batches(ours.preprocessor, PICTURES[2:]))
         assert shown.holds, (file, shown)
         assert ours.names == NAMES
@@ -78,6 +86,23 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
         if detector.settings.predicts_classes and detector.model.pixels.dtype == torch.uint8:
             Image.fromarray(PICTURES[2]).save(tmp_path / "picture.png")
             assert_same(printed(tmp_path / file, tmp_path / "picture.png"), detector.predict(PICTURES[2])[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("mobilenet-fpn", "model.backbone=mobilenet_v3_large"),
+        ("tiny-fpn", "roi.pool=warp", "rpn.kernel=[3,5]", "anchors.sizes=[[8,16],[16,32],[32,64],[64,128]]"),
+    ],
+    ids=["MobileNetV3", "RoI warp, filter pyramid"],
+)
+def test_exports_from_elsewhere_have_only_known_kinds_of_nodes(changes: tuple[str, ...], tmp_path: Path) -> None:
+    """With the exports of the other tests, these have every kind of node of all presets and settings."""
+    detector, path = detector_of(*changes), tmp_path / "net.onnx"
+    graph_files.save_onnx(graph_files.to_onnx(detector.model), path, entries(detector))
+    graph_files.save_openvino(graph_files.to_openvino(path), path.with_suffix(".xml"), entries(detector))
+    for file in (path, path.with_suffix(".xml")):
+        assert not runtime_of(file).checked(file)[2]
 
 
 def entry(path: Path) -> str:
