@@ -27,6 +27,7 @@ from tests.commands import BYTES, FILES, Ended, run
 from tests.fuzz import kinds
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.mutate import strange_values
+from tests.runtime import graphs
 
 MAX_PRINTED_FAILURES = 10
 """Maximum number of failures per kind that are printed."""
@@ -66,16 +67,17 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: boo
 @contextmanager
 def undamaged() -> Iterator[None]:
     """Disable all damage within the context."""
-    damage = kinds.mutate, kinds.mutate_tree, kinds.choose
-    kinds.mutate, kinds.mutate_tree, kinds.choose = (
+    damage = kinds.mutate, kinds.mutate_tree, kinds.choose, kinds.assault
+    kinds.mutate, kinds.mutate_tree, kinds.choose, kinds.assault = (
         lambda data, _: data,
         lambda tree, *_: tree,
         lambda options, _: options[0],
+        lambda path, _: graphs.WRITE[path.suffix[1:]](path, graphs.detector()),
     )
     try:
         yield
     finally:
-        kinds.mutate, kinds.mutate_tree, kinds.choose = damage
+        kinds.mutate, kinds.mutate_tree, kinds.choose, kinds.assault = damage
 
 
 def digests(folder: Path) -> dict[str, str]:

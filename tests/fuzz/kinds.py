@@ -26,7 +26,7 @@ from rcnn.training.stages import Progress, TrainState
 from rcnn.weights.file import load_weights, save_weights
 from tests.fuzz.mutate import choose, mutate, mutate_tree
 from tests.images import hostile
-from tests.runtime import graphs
+from tests.runtime import attacks, graphs
 
 OVERRIDES = (
     *("preprocess.short=32", "preprocess.long=48", "model.channels=8", "roi.hidden=8", "data.workers=0"),
@@ -38,6 +38,8 @@ ROW = {"epoch": 1, "step": 1, "lr": 0.1, "train_loss": 1.0, "ap": 0.1, "seconds"
 LOG = "begun\n"
 RUN_LENGTHS = {"metrics.jsonl": len(json.dumps(ROW)) + 1, "log.txt": len(LOG)}
 """A run of one epoch: its settings, row and log, and the lengths of row and log."""
+LIMITS = ("predict.graph_seconds=4", "predict.graph_memory=2000")
+"""Limits of exported graphs, below those of the process."""
 NAMES = ("circle", "square")
 SIDE = 40
 FORMATS = ("jpg", "png", "bmp", "gif", "tif", "webp", "ppm", "avif", "jp2", "npy")
@@ -214,12 +216,25 @@ def graph(
     if number % 3:
         damage(folder / files[-1] if number % 9 == 1 else path, rng)
     # What a damaged graph gives may be infinite, or too large.
-    return inspected_or_run(folder, files[0], rng, (0, 1, 4))
+    return inspected_or_run(folder, files[0], rng, (0, 1, 4), LIMITS)
 
 
-def inspected_or_run(folder: Path, name: str, rng: Random, codes: Sequence[int]) -> Mutant:
+def hostile_graph(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Write a well-formed graph that loops, allocates or computes without end."""
+    path = folder / ("model.onnx" if number % 2 else "model.xml")
+    assault(path, rng)
+    return inspected_or_run(folder, path.name, rng, (0, 1, 4), LIMITS)
+
+
+def assault(path: Path, rng: Random) -> None:
+    (attacks.random_onnx if path.suffix == ".onnx" else attacks.random_xml)(path, rng)
+
+
+def inspected_or_run(
+    folder: Path, name: str, rng: Random, codes: Sequence[int], settings: Sequence[str] = ()
+) -> Mutant:
     picture().save(folder / "a.png")
-    return Mutant(rng.choice((("inspect", name), ("predict", name, "a.png", "--out", "out"))), codes)
+    return Mutant(rng.choice((("inspect", name), ("predict", name, "a.png", "--out", "out", *settings))), codes)
 
 
 @cache
@@ -416,6 +431,7 @@ KINDS: dict[str, Kind] = {
     "safetensors": safetensors,
     "onnx": partial(graph, graphs.write_onnx, ["model.onnx"]),
     "openvino": partial(graph, graphs.write_openvino, ["model.xml", "model.bin"]),
+    "hostile graph": hostile_graph,
     "run folder": run_folder,
     "pth": pth,
     "pkl": pkl,

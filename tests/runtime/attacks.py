@@ -6,6 +6,7 @@ Those of `REFUSED` have what no export has. Those of `STOPPED` have only the usu
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rcnn.detector import Detector
+from rcnn.runtime import onnx as onnx_format
+from rcnn.runtime import openvino as openvino_format
 from rcnn.runtime import packages
 from rcnn.runtime.graph import entries
 from rcnn.runtime.openvino import add_entries
@@ -21,7 +24,7 @@ from tests.runtime import graphs
 Attack = Callable[[onnx.ModelProto, int], object]
 """(a model, size of the attack) -> None; the model is changed."""
 
-MANY = 10**7
+MANY, MAX_CHANGED = 10**7, 2_000_000
 
 
 def constant(made: onnx.ModelProto, name: str, values: Any, dtype: Any = np.int64) -> str:
@@ -81,7 +84,7 @@ def nested_if(made: onnx.ModelProto, size: int) -> None:
 
     constant(made, "yes", True, np.bool_)
     node = plain = helper.make_node("Identity", ["half"], ["chosen"])
-    for _ in range(min(size, 40)):
+    for _ in range(min(size, 25)):
         node = helper.make_node("If", ["yes"], ["chosen"], then_branch=graph(node), else_branch=graph(plain))
     made.graph.node.append(node)
 
@@ -126,7 +129,7 @@ def filled(made: onnx.ModelProto, size: int) -> None:
     add(made, "ConstantOfShape", ["filled_extent"], "filled")
 
 
-def random(made: onnx.ModelProto, size: int) -> None:
+def noise(made: onnx.ModelProto, size: int) -> None:
     made.graph.node.append(helper.make_node("RandomUniform", [], ["noise"], shape=[MANY, 100]))
 
 
@@ -184,7 +187,7 @@ def any_number_declared(made: onnx.ModelProto, size: int) -> None:
 REFUSED: dict[str, Attack] = {
     attack.__name__: attack
     for attack in (
-        *(loop, nested_if, scan, subgraph_in_an_attribute, local_function, stranger, filled, random),
+        *(loop, nested_if, scan, subgraph_in_an_attribute, local_function, stranger, filled, noise),
         *(tensor_in_an_attribute, sparse, very_many_nodes, very_many_empty_nodes, weights_elsewhere, too_few_numbers),
         *(millions_declared, any_number_declared),
     )
@@ -316,3 +319,44 @@ XML: dict[str, tuple[Callable[[str], str], str]] = {
     ),
 }
 """Changes of an .xml file that are refused before OpenVINO reads it, and the messages."""
+
+
+def random_onnx(path: Path, rng: Random) -> None:
+    """Write an .onnx file with random attacks, other kinds of nodes, other inputs and other numbers."""
+    made = graphs.model(graphs.detector())
+    every = [*REFUSED.values(), *(attack for attack, *_ in STOPPED.values())]
+    for attack in rng.sample(every, rng.choice((0, 1, 1, 1, 2))):
+        attack(made, rng.randrange(100))
+    nodes, tensors = list(made.graph.node)[:1000], [tensor.name for tensor in made.graph.initializer]
+    for node in rng.sample(nodes, min(rng.choice((0, 0, 1, 3)), len(nodes))):
+        if rng.random() < 0.5:
+            node.op_type = rng.choice(sorted(onnx_format.KINDS))
+        elif node.input:
+            known = [*tensors, *(name for one in nodes for name in one.output), "images", "sizes"]
+            node.input[rng.randrange(len(node.input))] = rng.choice(known)
+    for tensor in made.graph.initializer:
+        if rng.random() < 0.05:
+            numbers = [rng.choice((-1, 0, 1, 1000, 10**6, 2**31, 2**62)) for _ in range(len(tensor.raw_data) // 8)]
+            if tensor.data_type == TensorProto.INT64:
+                tensor.raw_data = np.array(numbers, np.int64).tobytes()
+    path.write_bytes(made.SerializeToString())
+
+
+def random_xml(path: Path, rng: Random) -> None:
+    """Write an .xml file with a random attack, or with other kinds of layers, other edges and other numbers."""
+    attack = rng.choice([None, *(attack for attack, _, end in STOPPED.values() if end)])
+    write(attack or (lambda made, size: None), rng.randrange(100), path)
+    if rng.random() < 0.5:
+        layers(path, rng.choice(list(XML.values()))[0])
+
+    def changed(match: re.Match[str]) -> str:
+        if rng.random() > 0.01:
+            return match[0]
+        kinds = sorted(openvino_format.KINDS)
+        number = str(rng.choice((-1, 0, 1, 7, 1000, 10**6, 2**31, 2**62)))
+        return match[1] + (rng.choice(kinds) if match[1].endswith('type="') else number) + match[3]
+
+    if rng.random() < 0.5 and path.stat().st_size < MAX_CHANGED:
+        layers(
+            path, lambda text: re.sub(r'( type="|-layer="|-port="|shape="|axis="|<dim>)([^"<]*)(["<])', changed, text)
+        )

@@ -179,18 +179,22 @@ class GraphProcess:
 
     def _started(self) -> "_Interpreter":
         """Return the child of this process, with its graph loaded."""
-        if self._child is None or self._child.owner != os.getpid():
-            files, task = self.task.files, self.task
-            if digest_of(files) != task.digest:
-                raise WeightsError(f"{files[0]} has changed since it was loaded; load it again")
-            self._child = child = _Interpreter()
-            setup = {"path": str(files[0].absolute()), "outputs": dict(task.outputs), "fd": child.memory}
-            child.send(setup | {"session": task.session, "threads": task.threads, "precision": task.precision})
-            size = sum(file.stat().st_size for file in files)
-            megabytes = LOAD_MEGABYTES + LOAD_FACTOR * size // 1_000_000
-            hint = f"the limits of loading are {LOAD_SECONDS} s and {megabytes:,} MB"
+        if self._child is not None and self._child.owner == os.getpid():
+            return self._child
+        files, task = self.task.files, self.task
+        if digest_of(files) != task.digest:
+            raise WeightsError(f"{files[0]} has changed since it was loaded; load it again")
+        self._child = child = _Interpreter()
+        setup = {"path": str(files[0].absolute()), "outputs": dict(task.outputs), "fd": child.memory}
+        child.send(setup | {"session": task.session, "threads": task.threads, "precision": task.precision})
+        megabytes = LOAD_MEGABYTES + LOAD_FACTOR * sum(file.stat().st_size for file in files) // 1_000_000
+        hint = f"the limits of loading are {LOAD_SECONDS} s and {megabytes:,} MB"
+        try:
             self._ask(child, {"seconds": LOAD_SECONDS, "megabytes": megabytes}, hint)
-        return self._child
+        except Exception:
+            self.close()
+            raise
+        return child
 
     def _ask(self, child: "_Interpreter", command: dict[str, Any], hint: str) -> dict[str, Any]:
         """Send a command and return the answer; anything but an answer ends the child, whose pipe would be confused."""
