@@ -29,7 +29,7 @@ from rcnn.model.suppress import Suppression
 from rcnn.runtime.graph_check import Declared, Ports, check_kinds, check_rows
 from rcnn.runtime.own_exports import digest_of, is_own
 from rcnn.runtime.precision import chosen_precision
-from rcnn.runtime.process import SUPPORTED, GraphProcess, Limits, OutOfMemory, Task
+from rcnn.runtime.process import SUPPORTED, GraphProcess, GraphTask, Limits, OutOfMemory
 from rcnn.runtime.sessions import SESSIONS, CannotCompile
 from rcnn.weights.file import MAX_BYTES, check_same_file, first_line, read_json, reading
 from rcnn.weights.metadata import Described, Metadata, entry_of
@@ -308,7 +308,7 @@ class GraphRuntime(ABC):
                 if self.own or not SUPPORTED:
                     self.package()
                     return SESSIONS[self.session](str(self.path), list(self.outputs), threads, self.precision)
-                return GraphProcess(Task(files, digest, self.session, self.outputs, threads, self.precision, room))
+                return GraphProcess(GraphTask(files, digest, self.session, self.outputs, threads, self.precision, room))
         except CannotCompile as error:
             raise WeightsError(
                 f"{self.path}: OpenVINO can't compile it for this CPU: {first_line(error)}. If the file has not been "

@@ -62,7 +62,7 @@ class Limits(NamedTuple):
         return cls(predict.graph_seconds, predict.graph_memory)
 
 
-class Task(NamedTuple):
+class GraphTask(NamedTuple):
     """What a child runs.
 
     Attributes:
@@ -119,7 +119,7 @@ class GraphProcess:
         OutOfMemory, RuntimeError: the graph can't be loaded.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: GraphTask) -> None:
         self.task = task
         self.cpu, self.peak = 0.0, 0
         self._lock = threading.Lock()
