@@ -63,16 +63,19 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.waiting_since = time.monotonic()
         """Time since which the server waits for a request."""
+        self.known = False
+        """Whether the guard has accepted an earlier request."""
         self.stalled_since: float | None = None
         """Time since which the client does not read its answer; None if it does."""
 
     @property
     def accepted(self) -> bool:
-        """Whether the guard has accepted the last request."""
-        return self.scope is not None and "accepted" in self.scope["state"]
+        """Whether the guard has accepted a request. It has not seen a request whose header has just arrived."""
+        return self.known or (self.scope is not None and "accepted" in self.scope["state"])
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
+        self.known = self.accepted
         self.waiting_since = time.monotonic()
         super().on_response_complete()
 
