@@ -203,5 +203,5 @@ def test_options_are_read_from_the_help_without_descriptions(
     commands = json.loads((tmp_path / "help.json").read_text())
     assert {"rcnn", "train", "data", "data convert"} <= commands.keys()
     options = {row[0]: row[1:] for row in commands["predict"]}
-    assert options["--format"] == ["a,b", "[default: drawn,json]"]
+    assert options["--batch"] == ["<int range> [x>=1]", "[default: 1]"]
     assert options["--split"] == ["<train|val|test|all>"]

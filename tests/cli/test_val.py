@@ -66,7 +66,8 @@ def test_bf16_is_a_setting_of_prediction(run: Run, data: Path, weights: Path) ->
     words = ("val", weights, data)
     exact, rounded = run.json(*words), run.json(*words, "predict.precision=bf16")
     assert exact["losses"] != rounded["losses"]
-    assert rounded["losses"]["loss"] == pytest.approx(exact["losses"]["loss"], rel=0.01)
+    # bfloat16 keeps eight bits, and kernels differ in what they round; a box near a threshold may change its class.
+    assert rounded["losses"]["loss"] == pytest.approx(exact["losses"]["loss"], rel=2**-5)
 
 
 def test_ctrl_c_is_reported(run: Run, data: Path, weights: Path) -> None:
