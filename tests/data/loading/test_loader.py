@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -378,6 +379,24 @@ def test_a_process_that_is_lost_while_it_hands_over_a_batch_is_reported(
     monkeypatch.setattr("rcnn.data.loading.loader.pickle", SimpleNamespace(loads=lost))
     with pytest.raises(ChildProcessError, match=r"a loader process \(data.workers\) was lost.*--workers 0"):
         load(dataset, workers=2)
+
+
+def test_a_process_prints_nothing_when_its_parent_is_killed(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The thread of multiprocessing that hands over memory gives its errors to `sys.excepthook`."""
+    original = _Reader.load
+
+    def load_and_fail(self: _Reader, *arguments: Any) -> Item:
+        for error in (EOFError("gone"), ConnectionResetError("gone"), ValueError("a fault")):
+            sys.excepthook(type(error), error, None)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(_Reader, "load", load_and_fail)
+    load(dataset, workers=2)
+    errors = capfd.readouterr().err
+    assert "a fault" in errors
+    assert "gone" not in errors
 
 
 def test_processes_may_take_longer_than_the_interval_of_checks(

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from array import array
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -276,7 +278,7 @@ class Loader:
                     timeout=TIMEOUT,
                     multiprocessing_context="fork",
                     persistent_workers=True,
-                    worker_init_fn=_outlive_signals,
+                    worker_init_fn=_begin_process,
                 )
             # torch's handler of SIGCHLD raises an error, which is dropped within the callbacks of a fork.
             with workers_unheard() if self._processes._iterator is None else nullcontext():
@@ -363,7 +365,19 @@ def lost_worker(error: Exception) -> str | None:
     return f"{what.rstrip('.')}. --workers 0 (data.workers=0) loads without them"
 
 
-def _outlive_signals(_: int) -> None:
+def _begin_process(_: int) -> None:
+    """Prepare a loader process for the end of its parent and for signals."""
+    _outlive_signals()
+    sys.excepthook = _show_unless_left
+
+
+def _show_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error in a thread, unless the parent was killed while it received a batch."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _outlive_signals() -> None:
     """Make this loader process ignore signals to end, except those that its parent sends; it also ends with its parent.
 
     Schedulers, terminals and torchrun send them to all processes at once, and the parent still needs the batches of the
