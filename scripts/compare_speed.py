@@ -2,7 +2,7 @@
 
     python scripts/compare_speed.py OLD NEW      # revisions of git; `.` is the working tree as it is
 
-For each pair, both versions run in fresh processes of one thread, which warm up and then work in turns of a few seconds
+For each pair, both versions run in fresh processes of one thread, which warm up and then work in turns of half a second
 while the other one waits; the pairs alternate in which version comes first. Imports and warm-up are not timed. Fresh
 processes are needed because addresses in memory, which differ between processes, change speeds by up to a percent.
 Printed are medians over the pairs of CPU time and of wall-clock time, and the median of NEW / OLD with its 95% interval
@@ -29,8 +29,12 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-PICTURES, SIZE = 8, (480, 640)
-STEPS, BATCH = 16, 2
+PICTURES, SIZE = 4, (480, 640)
+STEPS, BATCH = 8, 2
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+"""Environment in which processes keep freed memory; otherwise turns of one process differ by 10%."""
+WARM_UP = 3
+"""Turns of each process that are not counted."""
 TRAINING: dict[str, Any] = {
     **{"model": "tiny-fpn", "init": "none", "device": "cpu", "batch": BATCH, "epochs": 10_000, "workers": 0},
     "overrides": ["preprocess.short=256", "preprocess.long=256", "val.every=10000", "train.warmup=0", "train.lr=0.001"],
@@ -57,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revisions", nargs=2, metavar="REVISION", help="of git, or . for the working tree")
     parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--turns", type=int, default=4, help="turns of each version in a pair")
+    parser.add_argument("--turns", type=int, default=8, help="turns of each version in a pair")
     parser.add_argument("--limit", type=float, default=0.01, help="slowdown that is allowed")
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     options = parser.parse_args()
@@ -101,7 +105,7 @@ def pair(name: str, trees: Sequence[Path], folder: Path, number: int, turns: int
     try:
         for side in order:
             see_version(workers[side], trees[side])
-        for side in order:
+        for side in order * WARM_UP:
             take_turn(workers[side])
         times: dict[int, list[Times]] = {0: [], 1: []}
         for turn in range(turns):
@@ -117,7 +121,8 @@ def pair(name: str, trees: Sequence[Path], folder: Path, number: int, turns: int
 
 def start(name: str, source: Path, folder: Path) -> "subprocess.Popen[str]":
     """Start a worker of a version."""
-    environment = {**os.environ, "PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": "1", "RCNN_OFFLINE": "1"}
+    paths = {"PYTHONPATH": str(source / "src"), "RCNN_OFFLINE": "1"}
+    environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1", **KEPT_MEMORY}
     words = [sys.executable, __file__, f"--{name}", str(folder)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen(words, env=environment, cwd=folder, **pipes)  # type: ignore[call-overload]
