@@ -84,7 +84,7 @@ def application(
         *_files("/static/report", templating.HERE / "static"),
         *_files("/static", HERE / "static"),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _error, ClientDisconnect: _nobody})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _error, ClientDisconnect: _disconnected})
     return Guard(app, host, log, home=home, ending=ending)
 
 
@@ -203,6 +203,6 @@ def _error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
-def _nobody(request: Request, _: Exception) -> Response:
+def _disconnected(request: Request, _: Exception) -> Response:
     """Answer a request whose client is gone, with a status that the guard logs if an upload is incomplete."""
     return Response(status_code=499 if request.method == "POST" else 204)
