@@ -22,7 +22,6 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-import rcnn
 from rcnn.config import Predict
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.runtime.own_exports import digest_of
@@ -245,7 +244,7 @@ class _Interpreter:
             start_new_session=True,
         )
         self.end = weakref.finalize(self, _end, self.process, self.memory, self.owner)
-        home = str(Path(rcnn.__file__).absolute().parents[1])
+        home = str(Path(__file__).absolute().parents[2])
         self.send([str(Path(entry).absolute()) for entry in (*filter(None, sys.path), home)])
 
     def room(self, size: int) -> mmap.mmap:
