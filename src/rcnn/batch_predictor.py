@@ -105,18 +105,15 @@ class BatchPredictor:
             except ImageError as error:
                 errors[row] = str(error)
         found = {
-            result.origin.frame: result
+            result.origin.frame: result.to_columns()
             for result in self.detector.stream(sources, score=self.score, batch=self.batch, skip=failed.append)
         }
         unread = [source.frame for source in sources if source.frame not in found]
         errors |= {row: str(error) for row, error in zip(unread, failed, strict=True) if row is not None}
-        rows = [found.get(row) for row in range(len(values))]
+        rows = [found.get(row, {}) for row in range(len(values))]
         return {
             **{name: columns[name] for name in names},
-            "boxes": [[] if result is None else result.boxes.tolist() for result in rows],
-            "scores": [[] if result is None else result.scores.tolist() for result in rows],
-            "labels": [[] if result is None else result.labels.tolist() for result in rows],
-            "names": [[] if result is None else [one.name for one in result] for result in rows],
+            **{name: [row.get(name, []) for row in rows] for name in COLUMNS if name != "error"},
             "error": [errors.get(row) for row in range(len(values))],
         }
 

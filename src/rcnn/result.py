@@ -231,6 +231,15 @@ class Result:
         counts = self.counts()
         return {"path": self.name or None, "height": height, "width": width, "counts": counts, "detections": detections}
 
+    def to_columns(self) -> dict[str, list[Any]]:
+        """Return `boxes` as xyxy, `scores`, `labels` and `names` as lists with an element per box, not rounded."""
+        return {
+            "boxes": self.boxes.tolist(),
+            "scores": self.scores.tolist(),
+            "labels": self.labels.tolist(),
+            "names": [self.names[label] for label in self.labels.tolist()],
+        }
+
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """Return rows of a COCO results file.
 

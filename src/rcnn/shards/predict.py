@@ -18,7 +18,6 @@ from rcnn.images.sources import NamedImage, mark_results, no_picture, walk
 from rcnn.images.stream import Skip
 from rcnn.locks import lock
 from rcnn.result import Result
-from rcnn.runtime.by_suffix import files_of
 from rcnn.runtime.graph import GraphRuntime
 from rcnn.shards.manifest import COMPLETE, Manifest, Part, Task, check_folder, drop_unlisted, shard_folders
 from rcnn.shards.names import NameSet, ShardIndex, digest
@@ -174,9 +173,7 @@ def weights_digest(detector: Detector) -> str:
     found = hashlib.sha256("\0".join(detector.names).encode())
     runtime = detector.runtime
     if isinstance(runtime, GraphRuntime):
-        for path in files_of(runtime.path):
-            with path.open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
+        found.update(runtime.digest.encode())
         return found.hexdigest()
     for name, tensor in sorted(detector.model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

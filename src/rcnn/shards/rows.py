@@ -34,8 +34,8 @@ def row_of(result: Result) -> Row:
     return {
         **_named(result.origin.name, result.path or ""),
         **{"height": height, "width": width},
-        **{"boxes": result.boxes.tolist(), "scores": result.scores.tolist(), "labels": result.labels.tolist()},
-        **{"names": [result.names[label] for label in result.labels.tolist()], "error": None},
+        **result.to_columns(),
+        "error": None,
     }
 
 
