@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -86,11 +86,26 @@ def run(folder: Path, words: Sequence[object], limits: Sequence[tuple[int, int]]
     return Ended(code, *texts, max(0, usage.ru_maxrss * 1024 - memory_before) + memory_of_children)
 
 
-def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:
-    """Set limits and the audit hook in the child, run the command, and leave by `_exit`."""
+def leave_after(do: Callable[[], object]) -> NoReturn:
+    """Call a function in a forked child, and leave by `_exit` with the exit code that it raised, or 99 without one."""
     code = 99
     gc.freeze()  # a garbage collection of the parent's objects would copy each of their pages
     try:
+        do()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 98
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:
+    """Set limits and the audit hook in the child, run the command, and leave by `_exit`."""
+
+    def live() -> None:
         os.chdir(folder)
         torch.set_num_threads(1)  # a pool of threads does not outlive a fork
         output, violations = (os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in FILES)
@@ -112,14 +127,8 @@ def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]])
 
         sys.addaudithook(record)
         main(words)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 98
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+    leave_after(live)
 
 
 def _within(path: Any, inside: str) -> bool:

@@ -5,7 +5,6 @@ changes, so that moments inside of writes are met exactly; the parent watches th
 """
 
 import contextlib
-import gc
 import math
 import mmap
 import os
@@ -13,7 +12,6 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -23,7 +21,7 @@ import torch.distributed as dist
 
 from rcnn.cli.app import main
 from rcnn.training.recorders import Recorders
-from tests.commands import CHANGES, WRITING
+from tests.commands import CHANGES, WRITING, leave_after
 from tests.limits import WAITS
 from tests.training.pieces import without_pictures
 
@@ -162,9 +160,8 @@ def _live(
     environment: Mapping[str, str],
 ) -> NoReturn:
     """Run the command in the child, and leave by `_exit`."""
-    code = 99
-    gc.freeze()  # a garbage collection of the parent's objects would copy each of their pages
-    try:
+
+    def live() -> None:
         os.setsid()
         os.chdir(cwd)
         os.environ.update(environment)
@@ -184,14 +181,8 @@ def _live(
         _watch_changes(cwd, act, board)
         with contextlib.nullcontext() if pictures else without_pictures():
             main(words)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 98
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+    leave_after(live)
 
 
 def _share_progress(board: memoryview) -> None:
