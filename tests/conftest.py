@@ -19,7 +19,10 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("here", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-pytest_plugins = ["tests.pages"]  # one browser for the tests of reports and of `rcnn look`
+pytest_plugins = [
+    "tests.pages",
+    "tests.remote",
+]  # one browser for all tests of pages; a server for those of remote data
 
 LAST = [
     "runtime/test_hostile_files.py",

@@ -41,6 +41,15 @@ class ImageError(ValueError):
     exit_code = 3
 
 
+class StorageError(Exception):
+    """A remote location can't be reached or may not be read, or the package that opens it is missing.
+
+    The message names the location, without credentials. No reader takes it for damage of a file.
+    """
+
+    exit_code = 1
+
+
 class WeightsError(ValueError):
     """A weights file is missing, damaged, of an unknown kind, or incompatible. The message names the file."""
 
