@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "open_model": {"interop"} | DETECTOR,
     "batch_predictor": {"open_model", "detector", "images"},
     "plots": {"draw", "metrics"} | DATA,
-    "evaluate": {"open_model"} | SCORES,
+    "evaluate": {"cores", "open_model"} | SCORES,
     "diagnose": {"plots", "open_model"} | SCORES,
     "report": {"diagnose", "plots"} | SCORES,
     "look": {"signals", "report", "diagnose"} | SCORES,

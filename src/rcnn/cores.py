@@ -166,7 +166,7 @@ class CoreMeter:
 
 
 METER = CoreMeter()
-"""Of this process. A training or a prediction tells its remark."""
+"""Of this process. Training, prediction and validation tell its remark."""
 
 
 def _times() -> tuple[float, float]:

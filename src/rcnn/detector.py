@@ -87,6 +87,11 @@ class Detector:
         return as_text(self)
 
     @property
+    def has_network(self) -> bool:
+        """False for an exported file."""
+        return isinstance(self.runtime, Eager)
+
+    @property
     def network(self) -> Eager:
         """The PyTorch runtime, for training, losses, features and inspection.
 

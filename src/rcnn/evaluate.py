@@ -1,6 +1,7 @@
 """Score a detector on a data set: losses, AP, proposal recall."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice, pairwise
 from numbers import Integral
@@ -11,6 +12,7 @@ import numpy as np
 
 from rcnn.config import override
 from rcnn.config.aliases import suggest_settings
+from rcnn.cores import METER
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.data.loading.loader import Item, Loader
@@ -23,7 +25,6 @@ from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.structures import Detections, Proposals, to_host
 from rcnn.open_model import load
 from rcnn.result import Result
-from rcnn.runtime.eager import Eager
 
 ViewResults = tuple[Result, Result]
 """Detections and proposals of one view of an image, or of the image."""
@@ -173,7 +174,7 @@ def evaluate(
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
     if losses is None:
-        losses = isinstance(detector.runtime, Eager)
+        losses = detector.has_network
     shard = shard or Shard()
     loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
     kept = WINDOWS_KEPT if isinstance(proposals, SlidingWindows) else None
@@ -182,7 +183,8 @@ def evaluate(
     sums: dict[str, list[float]] = {}
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
-            scored = _score(detector, item, sums if losses and scale == 0 else None)
+            with METER.computing() if detector.device.type == "cpu" else nullcontext():
+                scored = _score(detector, item, sums if losses and scale == 0 else None)
             scores.update({(scale, index): (found, given.filter(top=kept)) for index, (found, given) in scored.items()})
             done += 1
             if progress:

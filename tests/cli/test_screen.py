@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rcnn import cores
 from rcnn.cli import screen
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import cell, wrapped
@@ -123,3 +125,30 @@ def test_every_line_of_a_command_fits_eighty_columns(
     ):
         long = [line for line in narrow(*words) if len(line) > 80 and " " in line.strip()]
         assert not [line for line in long if str(weights) not in line], words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train {data} --model tiny-fpn --epochs 1 --device cpu preprocess.short=64 preprocess.long=96 data.workers=0",
+        "predict {weights} {images}",
+        "predict {weights} {images} --shard 1/1",
+        "propose {weights} {images}",
+        "val {weights} {data}",
+    ],
+    ids=["train", "predict", "predict --shard", "propose", "val"],
+)
+@pytest.mark.usefixtures("blank_figures")
+def test_a_busy_machine_is_remarked_once(
+    run: Run, data: Path, images: Path, weights: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece of computing appears to have run for 2 s and waited for a core for 6 s."""
+    times = ((2.0 * number, 6.0 * number) for number in itertools.count())
+    monkeypatch.setattr(cores, "_times", lambda: next(times))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    for name, value in vars(cores.CoreMeter()).items():
+        monkeypatch.setattr(cores.METER, name, value)
+    outcome = run.ok(*words.format(data=data, images=images, weights=weights).split())
+    text = " ".join((outcome.out + outcome.err).split())
+    assert text.count("the 2 threads of this process get only 25% of the CPU time") == 1
+    assert "OMP_NUM_THREADS=1" in text

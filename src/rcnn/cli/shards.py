@@ -49,6 +49,7 @@ def run(
         remarks = detector.pooler.remarks
         screen.note(*(remarks[kind] for kind in remarks.keys() - printed))
         printed.update(remarks)
+        screen.note_threads()
         speed = progress.added / max(progress.seconds, 1e-9)
         screen.note(f"{progress.folder}: {plural(progress.pictures, 'image')}, {speed:.1f} per second")
 

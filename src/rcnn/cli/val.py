@@ -57,7 +57,12 @@ def val(
             external = ProposalSet(by_image, settings.rpn.post_test)
         shard = Shard(distributed.rank, distributed.world, distributed.collect, distributed.share)
         with screen.progress("scoring", distributed.writer) as progress:
-            metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=external)
+
+            def advance(done: int, steps: int) -> None:
+                screen.note_threads()
+                progress(done, steps)
+
+            metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=advance, proposals=external)
         if distributed.writer:
             screen.note(*detector.pooler.remarks.values())
             show(metrics)

@@ -19,7 +19,6 @@ from rcnn.model.fast_rcnn import final_boxes
 from rcnn.model.structures import Batch
 from rcnn.model.suppress import NMS
 from rcnn.report.scores import IOU
-from rcnn.runtime.eager import Eager
 
 MAX_RECENT = 8
 """Number of pictures whose boxes before NMS are kept."""
@@ -99,7 +98,7 @@ class Finder:
         """Whether NMS can be repeated: with a second stage in this process, and one view per picture."""
         detector, predict = self.detector, self.detector.settings.predict
         single = len(predict.scales) == 1 and predict.tile == "off"
-        return isinstance(detector.runtime, Eager) and detector.two_stage and single
+        return detector.has_network and detector.two_stage and single
 
     def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Prediction:
         """Return all detections of a picture above `roi.score`, in pixels of the file.
