@@ -192,6 +192,21 @@ def test_data_frames_have_the_columns_of_the_csv() -> None:
     assert both.groupby("class").size().to_dict() == {"cat": 2, "dog": 4}
 
 
+def test_arrow_tables_equal_the_data_frames_and_can_be_joined() -> None:
+    import pandas
+    import pyarrow
+
+    one, none = result(path="photos/a.jpg"), empty(path="photos/b.jpg")
+    pandas.testing.assert_frame_equal(one.to_arrow().to_pandas(), one.to_pandas())
+    assert none.to_arrow().schema == one.to_arrow().schema
+    joined = pyarrow.concat_tables([one.to_arrow(), none.to_arrow(), one.to_arrow()])
+    assert joined.num_rows == 2 * len(one)
+    np.testing.assert_array_equal(np.stack(joined.select(COLUMNS[4:8]).columns, 1)[: len(one)], one.boxes)
+    assert joined["score"].to_pylist() == [*one.scores.tolist()] * 2
+    (name,) = set(result(path="photos/a\udcff.jpg").to_arrow()["filename"].to_pylist())
+    assert name == "a\\udcff.jpg"
+
+
 def test_supervision_gets_the_same_boxes_and_draws_them() -> None:
     import supervision
 
@@ -207,11 +222,20 @@ def test_supervision_gets_the_same_boxes_and_draws_them() -> None:
     assert len(empty().to_supervision()) == 0
 
 
-@pytest.mark.parametrize("name", ["pandas", "supervision"])
-def test_a_missing_package_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UnavailableError, match=rf"package {name} .*pip install 'rcnn\[{name}\]'"):
-        getattr(result(), f"to_{name}")()
+@pytest.mark.parametrize(
+    ("method", "package", "extra"),
+    [
+        ("to_pandas", "pandas", "pandas"),
+        ("to_supervision", "supervision", "supervision"),
+        ("to_arrow", "pyarrow", "parquet"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    method: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnavailableError, match=rf"package {package} .*pip install 'rcnn\[{extra}\]'"):
+        getattr(result(), method)()
 
 
 def test_saving_never_overwrites_the_image_itself(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from rcnn.images.stream import DEFAULT_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow
     import supervision
 
 DIGITS = 2
@@ -303,6 +304,23 @@ class Result:
         values = dict(zip(COLUMNS, [*columns, *self.boxes.T, self.scores], strict=True))
         return _package("pandas").DataFrame(values, index=range(len(self)), columns=list(COLUMNS))
 
+    def to_arrow(self) -> "pyarrow.Table":
+        """Return an Arrow table with a row per box and the columns of `to_csv`, not rounded.
+
+        The types of the columns are always the same, so `pyarrow.concat_tables` joins the tables of many images. In
+        names, bytes that are not UTF-8 are written as escapes.
+
+        Raises:
+            UnavailableError: pyarrow is not installed.
+        """
+        arrow, rows = _package("pyarrow", "parquet"), len(self)
+        about = [as_utf8(Path(self.name).name)], [self.size[1]], [self.size[0]]
+        names = [as_utf8(self.names[k]) for k in self.labels.tolist()]
+        values = [*(value * rows for value in about), names, *self.boxes.T, self.scores]
+        types = [arrow.string(), arrow.int64(), arrow.int64(), arrow.string(), *[arrow.float32()] * 5]
+        schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))
+        return arrow.table(dict(zip(COLUMNS, values, strict=True)), schema=schema)
+
     def to_supervision(self) -> "supervision.Detections":
         """Return detections for Roboflow's supervision, with the class names in `data["class_name"]`.
 
@@ -318,8 +336,13 @@ class Result:
         )
 
 
-def _package(name: str) -> Any:
-    """Import the optional package of the extra with the same name.
+def as_utf8(text: str) -> str:
+    """Write bytes of a name that are not UTF-8, which Arrow and JSON can't hold, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _package(name: str, extra: str | None = None) -> Any:
+    """Import the optional package of an extra, which has the same name unless it is given.
 
     Raises:
         UnavailableError: the package is not installed.
@@ -328,5 +351,5 @@ def _package(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise UnavailableError(
-            f"the package {name} can't be imported ({error}); install it with: pip install 'rcnn[{name}]'"
+            f"the package {name} can't be imported ({error}); install it with: pip install 'rcnn[{extra or name}]'"
         ) from None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rcnn.errors import DataError, ImageError, UnavailableError
 from rcnn.images.sources import NamedImage
-from rcnn.result import Result
+from rcnn.result import Result, as_utf8
 
 Row = dict[str, Any]
 """A picture: `name`, `path`, `height`, `width`; lists of `boxes`, `scores`, `labels` and `names`; and `error`.
@@ -46,17 +46,12 @@ def row_of_error(image: NamedImage, error: ImageError) -> Row:
         **_named(image.name, str(image.image)),
         **{"height": None, "width": None},
         **nothing,
-        "error": _as_utf8(str(error)),
+        "error": as_utf8(str(error)),
     }
 
 
 def _named(name: str, path: str) -> dict[str, str]:
-    return {"name": _as_utf8(name), "path": _as_utf8(path)}
-
-
-def _as_utf8(text: str) -> str:
-    """Write bytes of a file name that are not UTF-8 as escapes, since neither format can hold them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return {"name": as_utf8(name), "path": as_utf8(path)}
 
 
 class RowFormat(NamedTuple):
