@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "presets": TENSORS,
     "images": {"cores", "model", "config"},
     "runtime": {"cores", "weights", "images", "presets"} | TENSORS,
-    "data": {"cores", "signals"} | DATA,
+    "data": {"cores", "signals", "weights"} | DATA,
     "result": {"draw", "data", "images", "config"},
     "merge_views": {"result", "model", "images", "config"},
     "detector": DETECTOR,

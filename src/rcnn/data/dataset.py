@@ -1,7 +1,7 @@
 """A data set as its reader returns it: images with their boxes, and the faults of the data."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, overload
@@ -87,11 +87,59 @@ class Records(Sequence[Record]):
         )
         # A row ends the texts and boxes of its record, and begins those of the next.
         self._table = np.pad(np.concatenate(columns, axis=1), ((1, 0), (0, 0)))
-        self._texts = b"".join(texts)
+        self._texts = np.frombuffer(bytearray(b"".join(texts)), np.uint8)
         self._boxes = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in records)], dtype=np.float64)
         self._labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)], dtype=np.int64)
         self._ignore = np.concatenate([np.zeros(0, bool), *(record.ignore for record in records)], dtype=bool)
         self._rows = np.arange(len(records))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Records":
+        """Return the records in the arrays of `arrays`, which may be mapped from a file. They are not copied.
+
+        Raises:
+            ValueError: the arrays do not describe records.
+        """
+        records = cls(())
+        for name, empty in records.arrays().items():
+            array = arrays[name]
+            if array.dtype != empty.dtype or array.shape[1:] != empty.shape[1:] or array.ndim != empty.ndim:
+                raise ValueError(f"`{name}` has type {array.dtype} and shape {array.shape}")
+            setattr(records, f"_{name}", array)
+        records._check()
+        return records
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that hold the records, for `from_arrays`."""
+        return {name: getattr(self, f"_{name}") for name in ("table", "texts", "boxes", "labels", "ignore", "rows")}
+
+    def _check(self) -> None:
+        """Check that every index is inside its array, every text can be decoded and every number can be used.
+
+        Raises:
+            ValueError: the arrays do not describe records.
+        """
+        table, counts = self._table, {len(self._boxes), len(self._labels), len(self._ignore)}
+        ends = table[:, :3].ravel()
+        sound = (
+            len(table) > 0
+            and not table[0].any()
+            and (table[:, :4] >= 0).all()
+            and (np.diff(ends) >= 0).all()
+            and ends[-1] == len(self._texts)
+            and (np.diff(table[:, 3]) >= 0).all()
+            and counts == {int(table[-1, 3])}
+            and (table[1:, 4:6] > 0).all()
+            and ((self._rows >= 0) & (self._rows < len(table) - 1)).all()
+            and np.isfinite(self._boxes).all()
+            and (self._labels >= 0).all()
+            and not (self._texts[ends[ends < len(self._texts)]] & 0xC0 == 0x80).any()  # inside a letter
+        )
+        if not sound:
+            raise ValueError("the arrays contradict each other")
+        str(self._texts.data, "utf-8", "surrogatepass")
+        for start, end in table[np.flatnonzero(table[:, 6])][:, 1:3].tolist():
+            int(self._text(start, end))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -103,11 +151,9 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: slice) -> "Records": ...
 
     def __getitem__(self, index: int | slice) -> "Record | Records":
-        rows = self._rows[index]
         if isinstance(index, slice):
-            some = copy.copy(self)
-            some._rows = rows
-            return some
+            return self.select(index)
+        rows = self._rows[index]
         return self._record(*self._table[rows : rows + 2].tolist())
 
     def __iter__(self) -> Iterator[Record]:
@@ -117,6 +163,15 @@ class Records(Sequence[Record]):
 
     def __repr__(self) -> str:
         return f"Records({len(self)} images)"
+
+    def select(self, chosen: np.ndarray | slice) -> "Records":
+        """Return the records of a slice, at some indices, or for which an (N,) bool array is true.
+
+        They share the arrays.
+        """
+        some = copy.copy(self)
+        some._rows = self._rows[chosen]
+        return some
 
     @property
     def sizes(self) -> np.ndarray:
@@ -128,10 +183,33 @@ class Records(Sequence[Record]):
         """(N,) int64, number of boxes of each image."""
         return self._table[self._rows + 1, 3] - self._table[self._rows, 3]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64, the labels of all boxes, image by image."""
+        return self._labels[self._own]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(n, 4) float64, all boxes, image by image."""
+        return self._boxes[self._own]
+
     def names(self) -> Iterator[str]:
         """Yield the name of each image, in less than half of the time that the records would take."""
         for start, end in self._table[self._rows + 1, :2].tolist():
             yield self._text(start, end)
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of each image file."""
+        starts, ends = self._table[self._rows, 2].tolist(), self._table[self._rows + 1, 0].tolist()
+        yield from map(self._text, starts, ends)
+
+    @property
+    def _own(self) -> np.ndarray | slice:
+        """The index of the boxes of the chosen records."""
+        if np.array_equal(self._rows, np.arange(len(self._table) - 1)):
+            return slice(None)
+        counts = self.counts
+        return np.repeat(self._table[self._rows, 3] - counts.cumsum() + counts, counts) + np.arange(counts.sum())
 
     def _record(self, begin: list[int], row: list[int]) -> Record:
         path, name, key, end, height, width, number, seen = row[:8]
@@ -151,7 +229,7 @@ class Records(Sequence[Record]):
         )
 
     def _text(self, start: int, end: int) -> str:
-        return self._texts[start:end].decode("utf-8", "surrogatepass")
+        return str(self._texts.data[start:end], "utf-8", "surrogatepass")
 
 
 MADE_TOGETHER = 1000

@@ -105,13 +105,16 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes | memoryview], *
             os.close(folder)
 
 
-def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+def save_weights(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, shared: bool = False
+) -> None:
     """Write tensors and JSON metadata to `path` (.safetensors) atomically; the same content gives the same bytes.
 
     Args:
         path: the file; its folder must exist.
         tensors: name -> tensor of any device, dtype and memory format.
         metadata: any JSON, except the keys `format` and `sha256`, which are added here.
+        shared: as for `atomic_write`.
 
     Raises:
         OSError: as `atomic_write`.
@@ -128,7 +131,8 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     # Tensors are written without a copy; safetensors' own `save` copies them all three times.
-    atomic_write(path, chain((len(text).to_bytes(8, "little") + text,), (_bytes(plain[name]) for name in names)))
+    parts = chain((len(text).to_bytes(8, "little") + text,), (_bytes(plain[name]) for name in names))
+    atomic_write(path, parts, shared=shared)
 
 
 def file_digest(path: str | Path) -> str:
@@ -210,12 +214,16 @@ def check_archive(path: str | Path) -> None:
         raise OSError(f"it unpacks to {size / MB:,.0f} MB, and the maximum is {MAX_FOREIGN_BYTES // MB:,} MB")
 
 
-def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_weights(
+    path: str | Path, check: Check | None = None, *, mapped: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors (on the CPU) and metadata written by `save_weights`.
 
     Args:
         path: the file.
         check: receives the metadata and the shapes of the tensors before these are read.
+        mapped: map the file into memory, so that processes share its pages. A change to a tensor does not reach the
+            file. A process is killed if it uses a tensor of a file that was shortened.
 
     Raises:
         WeightsError: the file is missing, damaged, of another kind or of a later version, or `check` raised it.
@@ -237,7 +245,7 @@ def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str
     if check is not None:
         metadata = {key: value for key, value in entry.items() if key != "format"}
         check(metadata, {name: tensor for name, (tensor, _) in described.items()})
-    tensors = _read(path, described, start, MAX_BYTES)
+    tensors = _map(path, described) if mapped else _read(path, described, start, MAX_BYTES)
     if _digest(tensors, entry) != digest:
         raise WeightsError(f"{_name(path)} is damaged: its content does not have the checksum that it was written with")
     del entry["format"]
@@ -306,6 +314,12 @@ def _read(
         return tensors
 
 
+def _map(path: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of a file as private copies-on-write of its pages."""
+    with reading(path, MAX_BYTES), safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
 def read_json(text: str) -> Any:
     """Parse JSON.
 
@@ -367,4 +381,5 @@ def _digest(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor, without a copy."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.reshape(-1) if tensor.numel() else tensor.new_empty(0)  # whose stride is never 0
+    return flat.view(torch.uint8).numpy().data
