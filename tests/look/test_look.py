@@ -1,7 +1,9 @@
 """The server of `rcnn look`: its access control, the requests that it refuses, and its numbers."""
 
 import io
+import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -274,6 +276,22 @@ def test_the_cache_stays_under_its_size(tmp_path: Path) -> None:
         thumbnails.get(tmp_path / "nowhere.png", Settings())
     (tmp_path / "file").touch()
     assert Thumbnails(tmp_path / "file").get(tmp_path / "0.png", Settings())  # no folder, no cache
+
+
+def test_an_album_counts_the_images_that_it_reads(
+    looked: Looked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time, their sizes and labels are in the cache."""
+    monkeypatch.setattr("rcnn.data.cache.SETTLING_NS", 0)
+    assert looked.album.data is not None
+    data = Path(shutil.copytree(looked.album.data, tmp_path / "data"))
+    time.sleep(0.05)
+    first, second = (Album(lambda: looked.detector, data) for _ in range(2))
+    first.open()
+    assert first.read == (3, 3)
+    second.open()
+    assert second.read == (0, 0)
+    assert [picture.name for picture in first.pictures] == [picture.name for picture in second.pictures]
 
 
 def test_prediction_can_be_stopped(looked: Looked) -> None:

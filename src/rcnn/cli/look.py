@@ -59,7 +59,7 @@ def look(
     bound = server.bind(host, port)
     with bound, TemporaryDirectory(prefix="rcnn-look-") as folder:
         port = bound.getsockname()[1]
-        album = Album(load, data, cache_folder("labels"))
+        album = Album(load, data)
         copy = COPIES / (data.stem if data.is_file() else data.resolve().name) if data else COPIES / "labels"
         guard = server.application(
             album,

@@ -8,7 +8,8 @@ from typing import Any
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats.find import distinct_lists, find_layout, read_list
-from rcnn.data.pixels import ProgressCallback, decode_images
+from rcnn.data.image_checks import ImageChecks, ProgressCallback
+from rcnn.data.pixels import decode_images
 from rcnn.data.stats import Stats, statistics
 from rcnn.errors import DataError
 
@@ -45,7 +46,15 @@ class DataReport:
 
 
 def check(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> DataReport:
-    """Read every list of a data set and decode every image. `progress` is called with (images done, images in total).
+    """Read every list of a data set and decode every image, also those that were checked before.
+
+    What an earlier check found is not trusted here: a disk may damage a file without changing its times. The outcome is
+    remembered for the next training.
+
+    Args:
+        path: folder, COCO json, data.yaml or csv.
+        settings: how the data are read.
+        progress: called with (images done, images in total).
 
     Raises:
         DataError: no data set is recognised at the path.
@@ -53,13 +62,14 @@ def check(path: str | Path, settings: Data, progress: ProgressCallback | None = 
     layout = find_layout(path)
     datasets: list[Dataset] = []
     faults: list[Fault] = []
-    for name in distinct_lists(layout):
-        try:
-            datasets.append(read_list(layout, name, settings, datasets[0].names if datasets else None))
-        except DataError as error:
-            where = str(layout.lists[name][0])
-            faults += error.faults or [Fault(where, str(error).removeprefix(f"{where}: "), "fatal")]
-    datasets = decode_images(datasets, settings, progress)
+    with ImageChecks(layout.root, settings, anew=True) as checks:
+        for name in distinct_lists(layout):
+            try:
+                datasets.append(read_list(layout, name, settings, datasets[0].names if datasets else None, checks))
+            except DataError as error:
+                where = str(layout.lists[name][0])
+                faults += error.faults or [Fault(where, str(error).removeprefix(f"{where}: "), "fatal")]
+        datasets = decode_images(datasets, settings, checks, progress)
     faults += [fault for dataset in datasets for fault in dataset.faults]
     notes = [note for dataset in datasets for note in dataset.notes]
     outside = layout.outside(list(dict.fromkeys(record.path for dataset in datasets for record in dataset.records)))

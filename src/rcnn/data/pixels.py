@@ -1,26 +1,23 @@
 """Decode every image before long work begins, to find damaged files and unusual pixels."""
 
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+
+import numpy as np
 
 from rcnn.config import Data
 from rcnn.config.files import unfit_name
-from rcnn.cores import usable_cores
-from rcnn.data.dataset import Dataset, Fault, Records
+from rcnn.data.dataset import Dataset, Fault
+from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.errors import ImageError
-from rcnn.images.decode import Look, verify_image
-from rcnn.images.stream import ahead
+from rcnn.images.decode import Look
 
-ProgressCallback = Callable[[int, int], None]
 _TWELVE_BIT = 4096
 
 
 def decode_images(
-    datasets: Sequence[Dataset], settings: Data, progress: ProgressCallback | None = None
+    datasets: Sequence[Dataset], settings: Data, checks: ImageChecks, progress: ProgressCallback | None = None
 ) -> list[Dataset]:
     """Return the data sets without the images that can't be decoded, with faults and notes added.
 
@@ -28,52 +25,39 @@ def decode_images(
 
     Args:
         datasets: lists of one data set; images that they share are decoded once.
-        settings: `white` and `max_pixels` are read.
-        progress: called with (images done, images in total).
+        settings: `white` is read.
+        checks: decodes the images that have not been decoded before.
+        progress: called with (images done, images to decode).
     """
-    names = {path: name for dataset in datasets for path, name in _files(dataset).items()}
-    outcomes: dict[Path, Look | ImageError] = {}
-
-    def look(path: Path) -> Look | ImageError:
-        try:
-            return verify_image(path, max_pixels=settings.max_pixels)
-        except ImageError as error:
-            return error
-
-    # Decoding releases Python's lock. The threads silence Pillow's warnings, which changes state that they share. It is
-    # restored here.
-    with warnings.catch_warnings(), closing(ahead(look, names, usable_cores())) as looks:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        for done, (path, outcome) in enumerate(zip(names, looks, strict=True), start=1):
-            outcomes[path] = outcome
-            if progress is not None:
-                progress(done, len(names))
+    files = [_files(dataset) for dataset in datasets]
+    names = {path: name for own in files for path, name in own.items()}
+    outcomes = dict(zip(names, checks.looks([*names], progress), strict=True))
+    damaged = {path: outcome for path, outcome in outcomes.items() if isinstance(outcome, ImageError)}
     notes = _notes({names[path]: look for path, look in outcomes.items() if isinstance(look, Look)}, settings)
-    datasets = [_without_damaged(dataset, outcomes) for dataset in datasets]
+    datasets = [_without(damaged, dataset, own) for dataset, own in zip(datasets, files, strict=True)]
     return [replace(dataset, notes=(*dataset.notes, *notes)) for dataset in datasets[:1]] + datasets[1:]
 
 
-def _files(dataset: Dataset) -> dict[Path, str]:
+def _files(dataset: Dataset) -> dict[str, str]:
     """Return path -> name of the images in use, and of those left out for a fault outside their file."""
     unreadable = {fault.where for fault in dataset.faults if fault.kind != "mendable"}
     left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
-    files = {record.path: record.name for record in dataset.records}
-    paths = {Path(os.path.normpath(dataset.root / name)): name for name in left_out if not unfit_name(name)}
-    files |= {path: name for path, name in paths.items() if path.is_file()}
-    return {path: name for path, name in files.items() if str(path) not in unreadable}
+    files = dict(zip(dataset.records.paths(), dataset.records.names(), strict=True))
+    paths = {os.path.normpath(dataset.root / name): name for name in left_out if not unfit_name(name)}
+    files |= {path: name for path, name in paths.items() if os.path.isfile(path)}
+    return {path: name for path, name in files.items() if path not in unreadable}
 
 
-def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError]) -> Dataset:
+def _without(damaged: Mapping[str, ImageError], dataset: Dataset, files: Mapping[str, str]) -> Dataset:
     """Return the data set without its damaged images, and with a fault for each of them, before the other faults."""
     faults = [
-        Fault(str(path), str(outcome).removeprefix(f"{path}: "), "damaged", name)
-        for path, name in _files(dataset).items()
-        if isinstance(outcome := outcomes[path], ImageError)
+        Fault(path, str(damaged[path]).removeprefix(f"{path}: "), "damaged", name)
+        for path, name in files.items()
+        if path in damaged
     ]
-    damaged = {path for path, outcome in outcomes.items() if isinstance(outcome, ImageError)}
     records = dataset.records
     if damaged:
-        records = Records(record for record in records if record.path not in damaged)
+        records = records.select(np.array([path not in damaged for path in records.paths()], bool))
     return replace(dataset, records=records, faults=(*faults, *dataset.faults))
 
 

@@ -13,13 +13,12 @@ import numpy as np
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.formats.find import Split, find_layout, layout_at, open_dataset
+from rcnn.data.formats.find import Split, find_layout, layout_at, open_several
 from rcnn.detector import Detector
 from rcnn.diagnose.why.outcomes import ALARMS
 from rcnn.errors import DataError, SettingsError, printable
 from rcnn.images.sources import files, is_image
 from rcnn.look.finder import Finder, JudgedDetections, judge_detections
-from rcnn.look.index import indexed
 from rcnn.metrics.overlap import area
 from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.types import Prediction, Truth
@@ -115,11 +114,10 @@ class Album:
     Args:
         load: loads the detector; None for pictures alone.
         data: data set, folder or picture; None for a detector alone.
-        cache: folder in which labels are cached; None for no cache.
     """
 
-    def __init__(self, load: Callable[[], Detector] | None, data: Path | None, cache: Path | None = None) -> None:
-        self._load, self.data, self._cache = load, data, cache
+    def __init__(self, load: Callable[[], Detector] | None, data: Path | None) -> None:
+        self._load, self.data = load, data
         self.has_subject = load is not None or data is not None
         """Whether there is a model or data."""
         self.read = 0, 0
@@ -208,19 +206,14 @@ class Album:
             start = len(str(top / "a")) - 1  # `relative_to` takes seconds for 100,000 files
             return [AlbumImage(file, str(file)[start:], "all", None) for file in files(data)]
         settings = self.settings.data.model_copy(update={"on_fault": "skip"})
-        opened = partial(open_dataset, data, settings=settings, names=names, decode=False, progress=self._progress)
         splits: tuple[Split, ...] = ("train", "val", "test")
-
-        def read() -> list[Dataset]:
-            divided = {"trainval", "all"} & {*layout.lists}
-            lists = [name for name in splits if name in layout.lists or (name != "test" and divided)] or ["all"]
-            try:
-                return [opened(name) for name in lists]
-            except DataError:  # a single picture can't be divided
-                return [opened("all")]
-
-        words = (settings.model_dump_json(), repr(names))
-        sets = read() if self._cache is None else indexed(self._cache, data, layout.root, words, read)
+        divided = {"trainval", "all"} & {*layout.lists}
+        lists = [name for name in splits if name in layout.lists or (name != "test" and divided)]
+        opened = partial(open_several, data, settings=settings, names=names, decode=False, progress=self._progress)
+        try:
+            sets = opened(lists or ["all"])
+        except DataError:  # a single picture can't be divided
+            sets = opened(["all"])
         self.names, self.sets = self.names or sets[0].names, sets
         self.notes += dict.fromkeys(note for dataset in sets for note in dataset.notes)
         if faults := len({fault for dataset in sets for fault in dataset.faults}):

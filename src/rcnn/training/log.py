@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rcnn.console import print_table
 from rcnn.cores import METER
-from rcnn.data.pixels import ProgressCallback
+from rcnn.data.image_checks import ProgressCallback
 from rcnn.errors import cell, printable, wrapped
 
 

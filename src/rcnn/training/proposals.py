@@ -10,8 +10,8 @@ from rich.console import Console
 
 from rcnn.config import SLIDING_WINDOWS, Settings
 from rcnn.data.dataset import Dataset, Records
+from rcnn.data.image_checks import ProgressCallback
 from rcnn.data.loading.loader import FILLER, Loader
-from rcnn.data.pixels import ProgressCallback
 from rcnn.data.proposals.external import External, ImageProposals, ProposalSet, SlidingWindows
 from rcnn.data.proposals.read import open_proposals
 from rcnn.data.proposals.search import SEARCHES

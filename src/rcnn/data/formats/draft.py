@@ -16,8 +16,8 @@ from rcnn.config import Data
 from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault, Record, Records
 from rcnn.data.formats.folders import root_of
+from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.errors import ImageError
-from rcnn.images.decode import image_size
 
 MIN_IMAGE_SIDE = 16
 MAX_FAULTS = 1000
@@ -206,17 +206,22 @@ def finish(
     layout: Layout,
     split: str,
     settings: Data,
-    progress: Callable[[int, int], None] | None = None,
+    checks: ImageChecks,
+    progress: ProgressCallback | None = None,
 ) -> Dataset:
-    """Build the split from the images without a fatal fault, with all faults; `progress` is called after each image."""
+    """Build the split from the images without a fatal fault, with all faults.
+
+    `checks` reads the sizes of the images, and calls `progress`.
+    """
     _check_places(reading, layout, settings)
+    found = [(draft, str(draft.path)) for draft in reading.drafts if draft.path is not None]
     sized: list[tuple[Draft, tuple[int, int]]] = []
-    for number, draft in enumerate(reading.drafts, 1):
-        size = _read_size(draft, settings.max_pixels)
-        if size is not None:
+    for (draft, path), size in zip(found, checks.sizes([path for _, path in found], progress), strict=True):
+        if isinstance(size, ImageError):
+            draft.fault(path, str(size).removeprefix(f"{path}: "), "damaged")
+        else:
+            _check_size(draft, path, size)
             sized.append((draft, size))
-        if progress:
-            progress(number, len(reading.drafts))
     ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
     records: list[Record] = []
     for (draft, size), start, end in zip(sized, (0, *ends), ends, strict=False):
@@ -251,20 +256,13 @@ def _check_places(reading: Reading, layout: Layout, settings: Data) -> None:
             draft.path = None
 
 
-def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
-    """Read (height, width) from the image's header, and compare it with what the annotation declares."""
-    if draft.path is None:
-        return None
-    try:
-        size = image_size(draft.path, max_pixels=max_pixels)
-    except ImageError as error:
-        draft.fault(draft.path, str(error).removeprefix(f"{draft.path}: "), "damaged")
-        return None
+def _check_size(draft: Draft, path: str, size: tuple[int, int]) -> None:
+    """Compare (height, width) in the image's header with what the annotation declares."""
     height, width = size
     if min(size) < MIN_IMAGE_SIDE:
-        draft.fault(draft.path, f"the image is only {width}x{height} pixels", "mendable")
+        draft.fault(path, f"the image is only {width}x{height} pixels", "mendable")
     if draft.declared is None or draft.declared == size:
-        return size
+        return
     mismatch = f"the annotation says {draft.declared[1]}x{draft.declared[0]} pixels, the image has {width}x{height}"
     if draft.declared == size[::-1]:
         draft.fault(
@@ -272,7 +270,6 @@ def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
         )
     else:
         draft.fault(draft.source, f"{mismatch}; are the boxes from another size of this image?")
-    return size
 
 
 def _usable_objects(

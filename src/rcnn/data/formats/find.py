@@ -2,20 +2,25 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args
 
+import numpy as np
+
 from rcnn.config import Data, Settings
 from rcnn.config.files import check_given, check_regular, unfit_name
-from rcnn.data.dataset import Dataset
+from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish
-from rcnn.data.pixels import ProgressCallback, decode_images
-from rcnn.errors import DataError, SettingsError, plural
+from rcnn.data.image_checks import ImageChecks, ProgressCallback
+from rcnn.data.list_cache import Places, remembered
+from rcnn.data.pixels import decode_images
+from rcnn.errors import DataError, ImageError, SettingsError, plural
 from rcnn.images.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
@@ -52,11 +57,29 @@ def open_dataset(
     """
     if split not in get_args(Split):
         raise SettingsError(f"unknown split `{split}`; there are {', '.join(get_args(Split))}")
+    return open_several(path, [split], settings, names, decode=decode, progress=progress)[0]
+
+
+def open_several(
+    path: str | Path,
+    splits: Sequence[Split],
+    settings: Data | Settings | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    decode: bool = True,
+    progress: ProgressCallback | None = None,
+) -> list[Dataset]:
+    """Open several splits of the data set at a path. Without `names`, the classes are those of the first.
+
+    Arguments and errors are as for `open_dataset`.
+    """
     if not isinstance(settings, Data):
         settings = (settings or Settings()).data
-    datasets = [_open(find_layout(path), split, settings, names, None if decode else progress)]
-    (dataset,) = decode_images(datasets, settings, progress) if decode else datasets
-    return stop_on_faults([dataset], settings)[0]
+    layout = find_layout(path)
+    with ImageChecks(layout.root, settings) as checks:
+        datasets = _Lists(path, layout, settings, checks).open(splits, names, None if decode else progress)
+        datasets = decode_images(datasets, settings, checks, progress) if decode else datasets
+    return stop_on_faults(datasets, settings)
 
 
 def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> tuple[Dataset, Dataset]:
@@ -68,14 +91,14 @@ def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | N
         DataError: as for `open_dataset`, with the faults of both lists.
     """
     layout = find_layout(path)
-    train = _open(layout, settings.train, settings, None)
-    val = _open(layout, settings.val, settings, train.names)
-    train, val = decode_images([train, val], settings, progress)
+    with ImageChecks(layout.root, settings) as checks:
+        datasets = _Lists(path, layout, settings, checks).open([settings.train, settings.val])
+        train, val = decode_images(datasets, settings, checks, progress)
     notes = [*val.notes]
     shared = {*train.records.names()} & {*val.records.names()}
     if shared:
         notes.append(f"{len(shared)} images are in both the training and the validation list, such as {min(shared)}")
-    trained, validated = ({int(label) for record in data.records for label in record.labels} for data in (train, val))
+    trained, validated = ({*np.unique(dataset.records.labels).tolist()} for dataset in (train, val))
     untrained = [train.names[label] for label in sorted(validated - trained)]
     if untrained:
         notes.append(f"classes with boxes in validation and none in training: {', '.join(untrained)}")
@@ -92,10 +115,9 @@ def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list
         DataError: as for `open_dataset`, with the faults of all lists.
     """
     layout = find_layout(path)
-    datasets: list[Dataset] = []
-    for split in distinct_lists(layout):
-        datasets.append(read_list(layout, split, settings, datasets[0].names if datasets else None))
-    datasets = decode_images(datasets, settings) if decode else datasets
+    with ImageChecks(layout.root, settings) as checks:
+        datasets = _Lists(path, layout, settings, checks).open(distinct_lists(layout), whole=True)
+        datasets = decode_images(datasets, settings, checks) if decode else datasets
     return stop_on_faults(datasets, settings)
 
 
@@ -105,13 +127,13 @@ def distinct_lists(layout: Layout) -> list[str]:
     return list({layout.lists[name]: name for name in reversed(names)}.values())[::-1]
 
 
-def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] | None) -> Dataset:
+def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] | None, checks: ImageChecks) -> Dataset:
     """Read one list completely, without raising for its faults.
 
     Raises:
         DataError: it can't be read at all, or is empty.
     """
-    return finish(_read(layout, [name], settings, classes), layout, name, settings)
+    return finish(_read(layout, [name], settings, classes), layout, name, settings, checks)
 
 
 def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> list[Dataset]:
@@ -230,34 +252,113 @@ def _is_data(path: Path) -> bool:
         return False
 
 
-def _open(
-    layout: Layout,
-    split: str,
-    settings: Data,
-    names: Sequence[str] | None,
-    progress: ProgressCallback | None = None,
-) -> Dataset:
-    """Read a split with all its faults, without raising for them.
+@dataclass
+class _Lists:
+    """Opens lists of a data set, each of which is read once.
 
-    Raises:
-        DataError: the data has no such split.
+    Attributes:
+        path: of the data set, as given.
+        layout: what was recognised there.
+        settings: how the data are read.
+        checks: reads the sizes of images.
     """
-    lists = layout.lists
-    training_list = next((name for name in ("train", "trainval", "all") if name in lists), None)
-    if split == "all":
-        reading = _read(layout, list(lists), settings, names)
-    elif split in lists and (split != "train" or "val" in lists):
-        reading = _read(layout, [split], settings, names)
-    elif split in ("train", "val") and training_list:
-        reading = _read(layout, [training_list], settings, names)
+
+    path: str | Path
+    layout: Layout
+    settings: Data
+    checks: ImageChecks
+    _readings: dict[tuple[object, ...], Reading] = field(default_factory=dict)
+
+    def open(
+        self,
+        splits: Sequence[str],
+        names: Sequence[str] | None = None,
+        progress: ProgressCallback | None = None,
+        *,
+        whole: bool = False,
+    ) -> list[Dataset]:
+        """Return splits with all their faults, without raising for them, from the cache or from the files.
+
+        Args:
+            splits: their names.
+            names: classes that labels index. None: those of the first split.
+            progress: called with (headers read, headers to read).
+            whole: read lists as they are, so that `train` includes the images of `val` if it does so in the data.
+
+        Raises:
+            DataError: the data has no such split, or a list can't be read at all or is empty.
+        """
+
+        def read() -> list[Dataset]:
+            datasets: list[Dataset] = []
+            for split in splits:
+                classes = datasets[0].names if names is None and datasets else names
+                reading = self._part(self._read([split], classes)) if whole else self._split(split, classes)
+                datasets.append(finish(reading, self.layout, split, self.settings, self.checks, progress))
+            return datasets
+
+        def is_same(fault: Fault) -> bool:
+            (error,) = self.checks.sizes([fault.where])
+            return isinstance(error, ImageError) and str(error) == f"{fault.where}: {fault.reason}"
+
+        layout, relevant = self.layout, self.settings.model_dump(exclude=_NOT_READ)
+        sources = dict.fromkeys(source for name in layout.lists.values() for source in name)
+        folders = [layout.root, layout.home, layout.annotations]
+        folders += [source if source.is_dir() else source.parent for source in sources]
+        if layout.format == "yolo":
+            folders += [yolo.labels_beside(folder) for folder in folders if folder is not None]
+        places = Places([*dict.fromkeys(str(folder) for folder in folders if folder is not None)])
+        words = (str(self.path), layout, tuple(splits), names and tuple(names), whole, relevant)
+        return remembered(places, words, read, is_same, self._beside)
+
+    def _beside(self, folder: str) -> list[str]:
+        """Return the folders that are read together with a folder of images outside the data set."""
+        labels = yolo.labels_beside(Path(folder)) if self.layout.format == "yolo" else None
+        return [str(labels)] if labels is not None else []
+
+    def _split(self, split: str, names: Sequence[str] | None) -> Reading:
+        """Return the images of a split.
+
+        Raises:
+            DataError: the data has no such split.
+        """
+        lists = self.layout.lists
+        training_list = next((name for name in ("train", "trainval", "all") if name in lists), None)
+        if split == "all":
+            return self._part(self._read([*lists], names))
+        if split in lists and (split != "train" or "val" in lists):
+            return self._part(self._read([split], names))
+        if split not in ("train", "val") or training_list is None:
+            raise DataError(f"{self.layout.root}: there is no `{split}` list; found {', '.join(lists)}")
+        reading = self._read([training_list], names)
         if "val" in lists:
-            other = {draft.name for draft in _read(layout, ["val"], settings, reading.names).drafts}
-            reading.drafts = [draft for draft in reading.drafts if draft.name not in other]
-        else:
-            _hold_out(reading, split, layout, settings)
-    else:
-        raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
-    return finish(reading, layout, split, settings, progress)
+            return self._part(reading, without={draft.name for draft in self._read(["val"], reading.names).drafts})
+        held = _held_out(reading, self.layout, self.settings)
+        part = self._part(reading, only=held) if split == "val" else self._part(reading, without=held)
+        part.notes.append(
+            f"no validation list: {len(held)} of {len(reading.drafts)} images, by a hash of their names, are held out"
+        )
+        return part
+
+    def _read(self, lists: Sequence[str], names: Sequence[str] | None) -> Reading:
+        """Read some lists, once."""
+        key = (*lists, names and tuple(names))
+        if key not in self._readings:
+            reading = _read(self.layout, lists, self.settings, names)
+            self._readings[key] = self._readings[*lists, reading.names] = reading
+        return self._readings[key]
+
+    def _part(self, reading: Reading, without: Collection[str] = (), only: Collection[str] | None = None) -> Reading:
+        """Return some images of a reading, of which `finish` may change copies."""
+        chosen = (draft for draft in reading.drafts if draft.name not in without and (not only or draft.name in only))
+        drafts = [replace(draft, faults=[*draft.faults], more=Counter(draft.more)) for draft in chosen]
+        return replace(reading, drafts=drafts, faults=[*reading.faults], notes=[*reading.notes])
+
+
+_NOT_READ = {
+    *("path", "on_fault", "train", "val", "white", "max_pixels_per_byte", "edge_model", "licence", "workers"),
+}
+"""Settings on which lists do not depend."""
 
 
 def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[str] | None) -> Reading:
@@ -290,15 +391,17 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     return reading
 
 
-def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> None:
-    """Hold out a share of the images, chosen by a hash of their names, for validation, and keep those of `split`."""
+def _held_out(reading: Reading, layout: Layout, settings: Data) -> set[str]:
+    """Return the names of the images that are held out for validation, chosen by a hash of their names.
+
+    Raises:
+        DataError: there is only one image.
+    """
     total = len(reading.drafts)
     if total < 2:
         raise DataError(f"{layout.root}: there is one image, and no validation list; at least two images are needed")
     count = min(max(round(total * settings.holdout), 1), total - 1)
-    held = {draft.name for draft in sorted(reading.drafts, key=lambda draft: _hash(draft.name))[:count]}
-    reading.drafts = [draft for draft in reading.drafts if (draft.name in held) == (split == "val")]
-    reading.notes.append(f"no validation list: {count} of {total} images, by a hash of their names, are held out")
+    return {draft.name for draft in sorted(reading.drafts, key=lambda draft: _hash(draft.name))[:count]}
 
 
 def _hash(name: str) -> bytes:

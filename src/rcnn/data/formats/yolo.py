@@ -181,13 +181,18 @@ def _file_names(path: Path) -> tuple[str, ...] | None:
 
 
 def _label_folder(images: Path) -> Path:
-    """Return the folder of the labels: the last `images` in the path becomes `labels`; else the images' folder."""
+    """Return the folder of the labels: beside the images' folder if it exists, else that folder itself."""
+    labels = labels_beside(images)
+    return labels if labels is not None and labels.is_dir() else images
+
+
+def labels_beside(images: Path) -> Path | None:
+    """Return a path with `labels` in place of the last `images`; None if it has none."""
     parts = list(images.parts)
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] == "images":
-            swapped = Path(*parts[:index], "labels", *parts[index + 1 :])
-            return swapped if swapped.is_dir() else images
-    return images
+            return Path(*parts[:index], "labels", *parts[index + 1 :])
+    return None
 
 
 class _Listed(NamedTuple):

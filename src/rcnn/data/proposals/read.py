@@ -27,7 +27,7 @@ import numpy as np
 from rcnn.config import SLIDING_WINDOWS, Data, Settings
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.pixels import ProgressCallback
+from rcnn.data.image_checks import ProgressCallback
 from rcnn.data.proposals.external import NOTHING, ImageProposals, ranked
 from rcnn.data.proposals.mat import read_mat
 from rcnn.data.proposals.search import SEARCHES, search_files
