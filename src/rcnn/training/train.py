@@ -18,6 +18,7 @@ from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.recorders.standard import standard_recorders
 from rcnn.training.run import Run
 from rcnn.training.run_folder import RUNS, RunFolder, check_name
+from rcnn.training.shared_data import open_shared
 from rcnn.training.start import begin, prepare_run, resume_run
 from rcnn.training.summary import announce_end
 from rcnn.training.trainer import Trainer
@@ -73,7 +74,7 @@ def train(
             stack.enter_context(RunFolder(resume).owned(distributed))
         console = Console() if distributed.writer and not quiet else None
         with shown_progress(console, "reading images", "read") as progress:
-            splits = open_splits(str(settings.data.path), settings.data, progress)
+            splits = open_shared(distributed, lambda: open_splits(str(settings.data.path), settings.data, progress))
         torch.manual_seed(settings.train.seed)
         if resume is not None:
             folder, start = RunFolder(resume), None
