@@ -153,6 +153,7 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         "perturbed  float32",
     ),
     "read_coco": (lambda d: ["--images", "20", "--annotations", "50", "--turns", "1"], "pycocotools: 20 images, 50"),
+    "second_start": (lambda d: ["--images", "20", "--annotations", "50"], "  process 1: "),
     "sharded_predict": (lambda d: ["--names", "100", "2000"], "2,000 names: "),
     "train_vs_torchvision": (
         lambda d: [
@@ -283,7 +284,7 @@ def test_read_coco_fails_if_a_reader_does_not_find_everything(
     program: str, fails: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = module("read_coco")
-    monkeypatch.setattr("rcnn.data.formats.draft.image_size", None)  # the script replaces it
+    monkeypatch.setattr("rcnn.data.image_checks.image_size", None)  # the script replaces it
     file = script.make(tmp_path, 3, 5)
     words = ("--images", "4", "--annotations", "5", "--one", program, str(file))
     fails(script, rf"^{program} read \(3, 5\) images and boxes of 4 and 5", *words)
