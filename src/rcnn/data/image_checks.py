@@ -18,6 +18,8 @@ from rcnn.data.cache import Identity, cache_file, now, settled, store, used
 from rcnn.errors import ImageError
 from rcnn.images.batch import Size
 from rcnn.images.decode import Look, image_size, verify_image
+from rcnn.images.storage import Location, is_remote, stored
+from rcnn.images.storage import identity as identity_of
 from rcnn.images.stream import ahead
 from rcnn.weights.file import load_weights, save_weights
 
@@ -75,9 +77,10 @@ class ImageChecks:
         anew: read every file again, as in a check of the data, and replace what was remembered.
     """
 
-    def __init__(self, root: str | Path, settings: Data, *, anew: bool = False) -> None:
+    def __init__(self, root: str | Location, settings: Data, *, anew: bool = False) -> None:
         self._max_pixels, self._anew, self._began = settings.max_pixels, anew, now()
-        self._file = cache_file("images", os.path.abspath(root), settings.max_pixels)
+        place = str(root) if is_remote(root) else os.path.abspath(str(root))
+        self._file = cache_file("images", place, settings.max_pixels)
         self._known: _Table | None = NOTHING_KNOWN if anew else None
         self._changed = anew
 
@@ -155,14 +158,13 @@ class ImageChecks:
         keys, identities, unsettled = bytearray(), bytearray(), np.zeros(len(paths), bool)
         here = os.getcwd()
         for row, path in enumerate(paths):
-            try:
-                identity = Identity.of(os.stat(path))
-            except (OSError, ValueError):
-                identity = None
-            whole = os.path.join(here, path).encode(errors="surrogatepass")
+            remote = "://" in path
+            identity = identity_of(stored(path)) if remote else _local_identity(path)
+            whole = (path if remote else os.path.join(here, path)).encode(errors="surrogatepass")
             keys += blake2b(whole, digest_size=8).digest()
             identities += blake2b(repr(identity).encode(), digest_size=16).digest()
-            unsettled[row] = identity is None or not settled(identity.latest, self._began)
+            recent = isinstance(identity, Identity) and not settled(identity.latest, self._began)
+            unsettled[row] = identity is None or recent
         table = _unknown(np.frombuffer(keys, np.int64), np.frombuffer(identities, np.uint8).reshape(-1, 16))
         if len(self._known.path):
             places = np.searchsorted(self._known.path, table.path).clip(max=len(self._known.path) - 1)
@@ -178,6 +180,14 @@ class ImageChecks:
         table.state[unsettled] = 0
         self._changed |= not np.array_equal(table.state, before)
         self._known = table.over(self._known)
+
+
+def _local_identity(path: str) -> Identity | None:
+    """Return the identity of a local file; None if there is none. A `Path` would take longer than the rest."""
+    try:
+        return Identity.of(os.stat(path))
+    except (OSError, ValueError):
+        return None
 
 
 def _read(file: Path) -> _Table:

@@ -43,7 +43,8 @@ def remembered(
     """Return the lists of a data set, from the cache or from `read`.
 
     They are remembered unless an image is left out for a fatal fault: the reason may be a file that is missing from a
-    place that is not compared, or an error that does not occur again.
+    place that is not compared, or an error that does not occur again. Remote files are not compared, and their lists
+    not remembered.
 
     Args:
         places: where the files of the data are.
@@ -52,6 +53,8 @@ def remembered(
         is_same: whether a remembered fault of the kind `damaged` is still there.
         beside: folder of images outside the `places` -> other folders that are read with it.
     """
+    if any("://" in folder for folder in places.folders):
+        return read()
     file = cache_file("lists", os.getcwd(), places, *words)
 
     def check(metadata: Mapping[str, Any]) -> None:
