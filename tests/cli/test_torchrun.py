@@ -24,7 +24,7 @@ import torch.distributed as dist
 from rcnn.cli.app import main
 
 dist.init_process_group("gloo")  # one for all commands: torch can't create a second one right after the first
-dist.init_process_group = dist.destroy_process_group = lambda *_: None
+dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None
 outputs = []
 for words in json.loads(sys.argv[1]):
     with redirect_stdout(StringIO()) as out:

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from rcnn.cli.app import main
+from rcnn.errors import TrainingError
 from rcnn.signals import StopRequest
 from rcnn.training import peers
 from rcnn.training.distributed import join_processes
-from rcnn.training.peers import LOST, connect
+from rcnn.training.peers import LOST, Peers, ProcessLost, connect
 from rcnn.training.trainer import Trainer
 from rcnn.weights.file import load_weights
 from tests.training.pieces import FEW_PROPOSALS, SMALL, assert_equal, rows, without_pictures
@@ -155,7 +156,8 @@ def stop(folder: Path, words: Sequence[object], number: signal.Signals, told: Se
 def wait_until_ended(rank: int) -> None:
     """Wait, except in process 2: it forks a process that has its connection, and is killed."""
     peers.GRACE_SECONDS = 0.1
-    with join_processes("cpu") as processes, processes.watched(RUN):
+    with join_processes("cpu") as processes:
+        processes.resumable(RUN)
         if rank == 2:
             if os.fork() == 0:
                 time.sleep(5)
@@ -175,7 +177,7 @@ def test_a_process_that_waits_for_a_lost_one_is_ended(tmp_path: Path) -> None:
 def fail_together(agreed: bool, rank: int) -> None:
     peers.GRACE_SECONDS = 1.0
     try:
-        with join_processes("cpu") as processes, processes.watched(RUN):
+        with join_processes("cpu") as processes:
             if agreed:
                 processes.part()
             if rank == 0:
@@ -201,13 +203,57 @@ def test_a_stranger_is_not_taken_for_a_process() -> None:
         return [meeting]
 
     callers = list[socket.socket]()
-    others = connect(0, 2, exchange)
+    others = connect(0, 2, 60, exchange)
     others.part()
     assert callers[1].recv(1) == b""
-    assert callers[2].recv(1) == peers.DONE
     others.close()
+    assert b"".join(iter(partial(callers[2].recv, 1), b"")).endswith(peers.DONE)
     for caller in callers:
         caller.close()
+
+
+def test_a_process_at_work_is_waited_for_longer_than_a_silent_one() -> None:
+    timeout = 0.2
+    first, second = (Peers([end], timeout, first=number == 0) for number, end in enumerate(ends()))
+    waiting = threading.Thread(target=second.meet)
+    waiting.start()
+    waiting.join(5 * timeout)
+    assert waiting.is_alive()
+    first.meet()
+    waiting.join()
+    for peer in (first, second):
+        peer.part()
+    for peer in (first, second):
+        peer.meet()  # those that have parted do not come any more
+        peer.close()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_silent_process_is_lost(first: bool) -> None:
+    mine, theirs = ends()
+    others = Peers([mine], 0.2, first=first)
+    with pytest.raises(ProcessLost, match=r"nothing was heard .* for 0\.2 seconds \(train\.timeout\)"):
+        others.meet()
+    others.close()
+    theirs.close()
+
+
+def ends() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for end in pair:
+        end.setblocking(False)
+    return pair
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_can_not_be_reached_is_an_error(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(peers, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(TrainingError, match=r"process 0 at port .* must reach each other"):
+        connect(rank, 3, 60, lambda _: [(port, b"token")])
 
 
 def checkpoint(run: Path) -> list[str]:

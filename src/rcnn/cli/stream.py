@@ -170,6 +170,8 @@ class Job:
         except (Exception, KeyboardInterrupt) as error:
             end = error
         parts = self.distributed.gather((count, totals, self._unread, end is not None))
+        if any(stopped for *_, stopped in parts):
+            self.distributed.part()  # those that raise their error now are not lost
         if self.distributed.writer:
             merge_parts(self._out, self.distributed.world)
             self._report(names, *parts)

@@ -5,10 +5,12 @@ They use NCCL on CUDA and gloo on the CPU. A single process is a world of size 1
 
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +19,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from rcnn.config import Settings
 from rcnn.errors import SettingsError, TrainingError
 from rcnn.runtime.eager import choose_device
-from rcnn.training.peers import LOST, Peers, connect
+from rcnn.training.peers import GRACE_SECONDS, LOST, Peers, ProcessLost, connect
 
 Item = TypeVar("Item")
 
@@ -53,21 +57,31 @@ class Distributed:
             dist.all_reduce(values)
         return values
 
+    def meet(self) -> None:
+        """Wait until all processes are here, even if one of them works for longer than an exchange may take.
+
+        Every exchange that may follow such work of process 0 (reading data, validation, drawing, reports) begins with
+        this. `gather`, `collect` and `share` do so by themselves.
+
+        Raises:
+            ProcessLost: another process is lost or silent.
+        """
+        if self.peers:
+            self.peers.meet()
+
     def gather(self, item: Item) -> list[Item]:
         """Return the items of all processes by rank, on every process."""
         if self.world == 1:
             return [item]
+        self.meet()
         items: list[Item] = [item] * self.world
         dist.all_gather_object(items, item)
         return items
 
-    def watched(self, folder: Path) -> AbstractContextManager[None]:
-        """Return a context that ends within seconds of the loss of another process, even if an exchange waits for it.
-
-        Args:
-            folder: folder of the run, which can be resumed.
-        """
-        return self.peers.watched(f"{LOST}. Resume with: rcnn train --resume {folder}") if self.peers else nullcontext()
+    def resumable(self, folder: Path) -> None:
+        """Remember that the run in a folder can be resumed, for the message after the loss of another process."""
+        if self.peers:
+            self.peers.remedy = f"Resume with: rcnn train --resume {folder}"
 
     def part(self) -> None:
         """End the exchange in agreement with all other processes, none of which is lost when it ends."""
@@ -78,6 +92,7 @@ class Distributed:
         """Return the items of all processes by rank in process 0, and an empty list in the others."""
         if self.world == 1:
             return [item]
+        self.meet()
         items: list[Item] = [item] * self.world if self.writer else []
         dist.gather_object(item, items if self.writer else None)
         return items
@@ -86,6 +101,7 @@ class Distributed:
         """Return the item of process 0, in every process."""
         items = [item]
         if self.world > 1:
+            self.meet()
             dist.broadcast_object_list(items)
         return items[0]
 
@@ -153,13 +169,21 @@ def seed_generators(*numbers: int) -> None:
 
 
 @contextmanager
-def join_processes(device: str, batches: Sequence[int] = ()) -> Iterator[Distributed]:
+def join_processes(
+    device: str, batches: Sequence[int] = (), timeout: float = Settings().train.timeout
+) -> Iterator[Distributed]:
     """Join the processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or use this process alone.
 
     The device `cuda` is the GPU with this process's LOCAL_RANK; `auto` is `cuda` if there is one.
 
+    Args:
+        device: device of this process.
+        batches: numbers of images per step, over all processes.
+        timeout: seconds after which a silent process is lost, and which an exchange of a step may take.
+
     Raises:
         SettingsError: there is no such device, or one of the `batches` can't be shared evenly.
+        TrainingError: another process is lost, or can't be reached.
     """
     chosen, world = choose_device(device), int(os.environ.get("WORLD_SIZE", "1"))
     if chosen.type == "cuda" and chosen.index is None:
@@ -173,38 +197,71 @@ def join_processes(device: str, batches: Sequence[int] = ()) -> Iterator[Distrib
     if world == 1:
         yield Distributed(chosen)
         return
-    with _losses_explained():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    remedy = "Run the command again"
+    try:
+        # NCCL ends the process without a message, so `Peers` has to be first.
+        backend, more = ("nccl", 2 * GRACE_SECONDS) if chosen.type == "cuda" else ("gloo", 0.0)
+        limit = timedelta(seconds=timeout + more)
+        store, rank, world = next(rendezvous("env://", timeout=limit))
+        store = new_store(store, rank, world, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         alone = Distributed(chosen, dist.get_rank(), dist.get_world_size())
-        peers = connect(alone.rank, alone.world, alone.gather)
+        peers = connect(alone.rank, alone.world, timeout, alone.gather)
         try:
             yield replace(alone, peers=peers)
+            peers.meet()  # torchrun ends the others if a machine is done long before them
             peers.part()
         finally:
+            remedy = peers.remedy
             peers.hang_up()
-            with peers.watched(LOST):
-                dist.destroy_process_group()
-                # DDP leaks the group. One of its threads waits for the GIL to drop the tensors of the last exchange,
-                # and aborts the process if it still waits when the interpreter ends. The pause lets it take the GIL.
-                time.sleep(0.1)
+            dist.destroy_process_group()
+            # DDP leaks the group. One of its threads waits for the GIL to drop the tensors of the last exchange,
+            # and aborts the process if it still waits when the interpreter ends. The pause lets it take the GIL.
+            time.sleep(0.1)
             peers.close()
-
-
-@contextmanager
-def _losses_explained() -> Iterator[None]:
-    try:
-        yield
     except TrainingError:
         raise
     except RuntimeError as error:
         if (reason := lost_process(error)) is None:
             raise
-        raise TrainingError(f"{reason}. Run the command again") from None
+        raise TrainingError(f"{reason}. {remedy}") from None
+
+
+def new_store(store: dist.Store, rank: int, world: int, timeout: float) -> dist.Store:
+    """Return a part of a store that only the processes of this start use.
+
+    torchrun keeps its store, with all entries, when it restarts the processes. gloo would find the addresses of
+    processes that have ended, and fail to connect to them. So process 0 draws a name for the new part, and the others
+    learn it as the answer to a random word of theirs. The words that process 0 finds may be old; it answers all until
+    every process has the name.
+
+    Raises:
+        TrainingError: a process does not come.
+    """
+    store = dist.PrefixStore("rcnn", store)
+    if rank > 0:
+        word = secrets.token_hex()
+        store.set(f"word-{rank}", word)
+        name = store.get(f"name-{word}").decode()
+        store.add(name, 1)
+        return dist.PrefixStore(name, store)
+    name, answered, end = secrets.token_hex(), set[str](), time.monotonic() + timeout
+    while store.add(name, 0) < world - 1:
+        if time.monotonic() > end:
+            raise TrainingError("not all processes of this training have started. Run the command again")
+        for other in range(1, world):
+            if store.check([f"word-{other}"]) and (word := store.get(f"word-{other}").decode()) not in answered:
+                store.set(f"name-{word}", name)
+                answered.add(word)
+        time.sleep(0.02)
+    return dist.PrefixStore(name, store)
 
 
 def lost_process(error: Exception) -> str | None:
     """Return a sentence about a lost process of the training; None: the error is about something else."""
     text = str(error).partition("\n")[0]
+    if isinstance(error, ProcessLost):
+        return text
     if isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text:
         reason = re.sub(r"^\[[^]]*\] *", "", text).partition(". ")[0]  # without the line of source code, and advice
         return f"{LOST} ({reason.rstrip('.')})"

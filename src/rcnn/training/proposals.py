@@ -94,7 +94,7 @@ def write_proposals(
     all_proposals = {index: proposals for part in distributed.gather(own) for index, proposals in part.items()}
     if distributed.writer:
         save_proposals(path, [all_proposals[index] for index in range(len(dataset))])
-    distributed.gather(None)  # wait until the writer has written the file
+    distributed.meet()  # wait until the writer has written the file
 
 
 def save_proposals(path: Path, proposals: Sequence[ImageProposals]) -> None:
@@ -131,7 +131,7 @@ def shared_proposals(
     if source in SEARCHES and distributed.world > 1:
         share = replace(dataset, records=dataset.records[distributed.rank :: distributed.world])
         open_proposals(source, share, settings, progress)
-        distributed.gather(None)  # wait until all results are in the cache
+        distributed.meet()  # wait until all results are in the cache
     return open_proposals(source, dataset, settings, progress)
 
 

@@ -70,8 +70,8 @@ class Trainer:
 
     def fit(self) -> tuple[Detector, Metrics]:
         """Train the remaining stages; return the kept detector, loaded from its file, and its scores."""
+        self.distributed.resumable(self.folder.path)
         with (
-            self.distributed.watched(self.folder.path),
             tf32_allowed(self.settings.train, self.distributed.device),
             self.recorders.running(self._about()) as scores,
         ):
@@ -120,6 +120,7 @@ class Trainer:
         began, first = time.monotonic(), progress.place
         if progress.place == state.loader.steps or progress.step == state.total:
             return  # resumed from the checkpoint between the last step and validation
+        self.distributed.meet()  # process 0 may have been drawing
         state.model.train()
         for part in state.fixed:
             part.eval()
@@ -144,6 +145,7 @@ class Trainer:
                 while queued:
                     read()
                 self.save_checkpoint()
+                self.distributed.meet()
             if requests[INTERRUPT]:
                 self.end_together(interrupted)
 
@@ -244,7 +246,7 @@ class Trainer:
 
     def next_stage(self) -> None:
         """Prepare the next stage; its first checkpoint replaces the last one of the previous stage."""
-        self.distributed.gather(None)  # wait until the writer has written the weights of the stage
+        self.distributed.meet()  # wait until the writer has written the weights of the stage
         before = self.state.progress
         progress = Progress(stage=before.stage + 1, seconds=before.seconds)
         self.state = begin_stage(self.settings, progress, self.splits, self.folder, self.distributed, self.log.status)
@@ -259,7 +261,7 @@ class Trainer:
 
     def score_kept(self) -> tuple[Detector, Metrics]:
         """Load the best weights, or the last ones with `train.keep=last`, and score them."""
-        self.distributed.gather(None)  # wait until the writer has written them
+        self.distributed.meet()  # wait until the writer has written them
         detector = Detector.load(self.folder.kept, self.distributed.device)
         workers = self.state.settings.data.workers
         if workers != detector.settings.data.workers:  # the run was resumed with fewer
