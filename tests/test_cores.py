@@ -1,6 +1,9 @@
 import math
+import re
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcnn import cores
+from rcnn.config import Data
 from rcnn.cores import CoreMeter, advised_threads, cpu_quota, spare_cores, usable_cores
+from rcnn.data.formats.find import open_splits
+from rcnn.data.loading.workers import choose_workers
 from rcnn.runtime.eager import choose_device
 from rcnn.runtime.precision import limit_threads
+from tests.training.pieces import shapes
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 
@@ -232,3 +239,26 @@ def test_linux_tells_how_long_each_thread_waited(tmp_path: Path, monkeypatch: py
     (tmp_path / "ended").mkdir()
     monkeypatch.setattr(cores, "TASKS", tmp_path)
     assert cores._times() == (3.5, 3.0)
+
+
+def test_threads_are_counted_in_one_place() -> None:
+    """Other numbers of cores know neither the quota nor the other processes of the machine."""
+    source, counts = Path(cores.__file__).parent, re.compile(r"cpu_count\(|sched_getaffinity\(")
+    files = {path for path in source.rglob("*.py") if counts.search(path.read_text(encoding="utf-8"))}
+    assert files == {source / "cores.py", source / "training" / "run_folder.py"}  # the second describes the machine
+
+
+def test_pools_have_the_share_of_their_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def ahead(make: Callable[[Any], Any], arguments: Iterable[Any], threads: int) -> Iterator[Any]:
+        started.append(threads)
+        yield from map(make, arguments)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("rcnn.cores.cpu_quota", lambda: math.inf)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("rcnn.data.pixels.ahead", ahead)
+    open_splits(shapes(tmp_path, 1, 1), Data())
+    assert started == [2]
+    assert choose_workers(None, torch.device("cuda")).number == 1

@@ -44,6 +44,7 @@ def opencv(reader: str) -> Any:
         raise SettingsError(
             f"{reader} needs OpenCV with its contributed modules: pip install 'rcnn[proposals]'"
         ) from None
+    cv2.setNumThreads(min(cv2.getNumThreads(), usable_cores()))  # by default one for each core of the machine
     return cv2
 
 
