@@ -31,8 +31,8 @@ FILE_NAME = "owner.json"
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """Time without a heartbeat after which an owner on another host counts as dead."""
-RESTART_SECONDS = 60.0
-"""Time that a restart by the same torchrun waits for the processes before it to end."""
+RESTART_SECONDS = STALE_SECONDS + 2 * HEARTBEAT_SECONDS
+"""Time that a restart by the same torchrun waits for the processes before it to end, also on a host that is lost."""
 MAX_BYTES = 10_000
 
 _owned: set[Path] = set()

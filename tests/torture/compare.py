@@ -16,7 +16,7 @@ PICTURES = (".png", ".jpg", ".webp")
 SAME_BYTES = (*PICTURES, ".txt")
 UNLIKE = ("log.txt",)
 """Files with times and speeds."""
-MAY_DIFFER = {*TIMES, "sha256", "logs", "checkpoint_minutes", "workers"}
+MAY_DIFFER = {*TIMES, "sha256", "logs", "checkpoint_minutes", "timeout", "workers"}
 """Keys of metadata and settings: times, digests, lengths of logs, and what differs between trials."""
 
 

@@ -1,5 +1,6 @@
 """Messages about anchors that miss objects when a run starts, and anchors fitted with `anchors.fit=auto`."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
 from rcnn.presets import settings_of
 from rcnn.training.fit_anchors import settle_anchors
+from rcnn.training.run_folder import RunFolder
 from rcnn.training.start import prepare_run
 from tests.training.pieces import ALONE
 
@@ -75,7 +77,7 @@ def test_fitting_anchors_changes_the_model_but_draws_no_random_number(tmp_path: 
     assert torch.equal(torch.get_rng_state(), before)
     small = override(settings(), {**AUTO, "model": {"channels": 8}, "roi": {"hidden": 8}})
     data = dataset(18, 18)
-    fitted, start, _ = prepare_run(small, (data, data), ALONE, None, tmp_path, "a")
+    fitted, start, _ = prepare_run(small, (data, data), ALONE, None, partial(RunFolder.create, tmp_path))
     assert start.model.rpn.anchors == fitted.anchors
     assert fitted.anchors.sizes != small.anchors.sizes
     assert start.notes[0].startswith("anchors.fit=auto: anchors fitted to 60 objects raise recall")

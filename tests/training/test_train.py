@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rcnn.training.configure import choose_settings
 from rcnn.training.ownership import only_training
 from rcnn.training.recorders import About, Recorder
 from rcnn.training.run import Run
+from rcnn.training.run_folder import RunFolder
 from rcnn.training.start import prepare_run
 from rcnn.training.train import train
 from rcnn.training.trainer import Trainer
@@ -399,7 +401,7 @@ def test_faulty_data_leaves_no_run_folder(tmp_path: Path) -> None:
 def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, root: str, name: str) -> None:
     settings = choose_settings(tmp_path / path, overrides=["train.init=none"])
     dataset = Dataset(tmp_path / root, "voc", "train", ("thing",), (1,), ())
-    _, _, folder = prepare_run(settings, (dataset, dataset), ALONE, None, tmp_path / "runs", None)
+    _, _, folder = prepare_run(settings, (dataset, dataset), ALONE, None, partial(RunFolder.create, tmp_path / "runs"))
     assert folder.path.name == f"{name}-1"
 
 

@@ -26,6 +26,8 @@ DATA_OPTIONS = {"on_fault", "workers", "holdout"}
 """Options in the section `data`; the others are in the section `train`."""
 RESUME_OPTIONS = {"epochs", "workers"}
 """Options that a resumed run accepts."""
+MAY_CHANGE = ("data.workers", "train.timeout")
+"""Settings that may differ when the same torchrun continues a run."""
 
 DETECTOR_SECTIONS = ("preprocess", "model", "anchors", "rpn", "roi")
 """Sections that fine-tuning takes from the detector; the others have their defaults, except for `FINE_TUNING`."""
@@ -234,6 +236,17 @@ def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settin
     if changed.train.epochs != settings.train.epochs:
         _check_epochs(folder, settings, changed)
     return changed
+
+
+def continued_settings(folder: RunFolder, chosen: Settings) -> Settings:
+    """Return the settings of a run that the same command continues, with those of `MAY_CHANGE` as they are chosen now.
+
+    Raises:
+        SettingsError: config.yaml is damaged.
+    """
+    tree = dump(chosen)
+    changes = {section: {key: tree[section][key]} for section, _, key in (key.partition(".") for key in MAY_CHANGE)}
+    return override(resumed_settings(folder, {}), changes)
 
 
 def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> None:

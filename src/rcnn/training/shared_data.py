@@ -6,14 +6,31 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rich.console import Console
+
+from rcnn.config import Data
 from rcnn.data.dataset import Dataset
+from rcnn.data.formats.find import open_splits
 from rcnn.data.saved import load_datasets, save_datasets
 from rcnn.errors import DataError, SettingsError
 from rcnn.training.distributed import Distributed
+from rcnn.training.log import shown_progress
 
 Splits = tuple[Dataset, Dataset]
 FAILURES = (DataError, SettingsError, OSError)
 """Errors of the data, which are the same in all processes that read it."""
+
+
+def read_data(settings: Data, distributed: Distributed, console: Console | None) -> Splits:
+    """Return the training images and the validation images, as `open_shared` does.
+
+    Args:
+        settings: `path` and how it is read.
+        distributed: processes that train together; all of them must call this function.
+        console: console that shows the progress. None: no progress is shown.
+    """
+    with shown_progress(console, "reading images", "read") as progress:
+        return open_shared(distributed, lambda: open_splits(str(settings.path), settings, progress))
 
 
 def open_shared(

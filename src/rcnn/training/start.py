@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,11 @@ from rcnn.weights.file import atomic_write
 
 
 def prepare_run(
-    settings: Settings, splits: Splits, distributed: Distributed, console: Console | None, runs: Path, name: str | None
+    settings: Settings,
+    splits: Splits,
+    distributed: Distributed,
+    console: Console | None,
+    make: Callable[[str], RunFolder],
 ) -> tuple[Settings, Start, RunFolder]:
     """Return the settings of a new run, adapted to the data and the weights, its first model, and its folder.
 
@@ -34,23 +39,21 @@ def prepare_run(
         splits: training images and validation images.
         distributed: processes that train together.
         console: console that shows the progress. None: no progress is shown.
-        runs: folder of run folders.
-        name: name of the run. None: the name of the folder of its data, even if `data.path` is a file or folder in it.
+        make: makes the folder in process 0, given the name of the data.
     """
     train_set = splits[0]
     proposals = external_proposals(settings, splits, distributed, console)
     settings, notes = distributed.gather(settle_anchors(settings, training_windows(train_set, settings)))[0]
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
     settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
-    if name is None:
-        path, root = Path(str(settings.data.path)), Path(os.path.normpath(train_set.root))
-        name = (path if root.is_relative_to(path) else root).name or "data"
-    folder = RunFolder(distributed.gather(RunFolder.create(runs, name).path if distributed.writer else runs)[0])
+    path, root = Path(str(settings.data.path)), Path(os.path.normpath(train_set.root))
+    name = (path if root.is_relative_to(path) else root).name or "data"
+    folder = RunFolder(distributed.share(make(name).path if distributed.writer else Path()))
     if proposals is not None and distributed.writer:
-        folder.proposals.mkdir()
+        folder.proposals.mkdir(exist_ok=True)
         for file, of_split in zip(proposal_files(folder.proposals), proposals, strict=True):
             save_proposals(file, of_split)
-    distributed.gather(None)  # wait until the writer has written the files
+    distributed.meet()  # wait until the writer has written the files
     return settings, start, folder
 
 
@@ -69,6 +72,7 @@ def begin(trainer: Trainer, start: Start) -> None:
 def resume_run(trainer: Trainer) -> None:
     """Prepare the stage of the last checkpoint, and drop everything that was logged after it."""
     folder, settings, log = trainer.folder, trainer.settings, trainer.log
+    trainer.distributed.resumable(folder.path)
     stages = stages_of(settings)
     progress = Progress(stage=read_stage(folder.checkpoints, len(stages)))
     settings = stages[progress.stage].model_settings(settings)
@@ -85,7 +89,7 @@ def resume_run(trainer: Trainer) -> None:
         trainer.announce_stage()
         if trainer.state.progress.stage == trainer.state.progress.step == 0:  # the run ended before its first step
             _draw_start(trainer)
-    trainer.distributed.gather(None)  # wait until the writer has cut the rows
+    trainer.distributed.meet()  # wait until the writer has cut the rows
     trainer.rows.extend(folder.rows())
 
 

@@ -1,5 +1,6 @@
 """`rcnn.train`: from a data set to a run folder with a trained detector."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -7,19 +8,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from rcnn.data.formats.find import open_splits
 from rcnn.training.configure import choose_settings
 from rcnn.training.distributed import join_processes
+from rcnn.training.elastic import Elastic, open_run
 from rcnn.training.ending import explained
-from rcnn.training.log import Log, shown_progress
+from rcnn.training.log import Log
 from rcnn.training.ownership import only_training
 from rcnn.training.recorders import Recorder, Recorders
 from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.recorders.standard import standard_recorders
 from rcnn.training.run import Run
 from rcnn.training.run_folder import RUNS, RunFolder, check_name
-from rcnn.training.shared_data import open_shared
-from rcnn.training.start import begin, prepare_run, resume_run
+from rcnn.training.shared_data import read_data
+from rcnn.training.start import begin, resume_run
 from rcnn.training.summary import announce_end
 from rcnn.training.trainer import Trainer
 
@@ -65,22 +66,24 @@ def train(
     check_name(name)
     new_folder = name is not None or Path(runs) != RUNS
     settings = choose_settings(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
+    elastic = Elastic.of(os.environ, Path(runs)) if resume is None else None
     with (
         only_training(),
-        join_processes(settings.train.device, settings.train.batches or (settings.train.batch,)) as distributed,
+        join_processes(
+            settings.train.device, settings.train.batches or (settings.train.batch,), settings.train.timeout
+        ) as distributed,
         ExitStack() as stack,
     ):
         if resume is not None:
             stack.enter_context(RunFolder(resume).owned(distributed))
         console = Console() if distributed.writer and not quiet else None
-        with shown_progress(console, "reading images", "read") as progress:
-            splits = open_shared(distributed, lambda: open_splits(str(settings.data.path), settings.data, progress))
+        splits = read_data(settings.data, distributed, console)
         torch.manual_seed(settings.train.seed)
         if resume is not None:
             folder, start = RunFolder(resume), None
         else:
-            settings, start, folder = prepare_run(settings, splits, distributed, console, Path(runs), name)
-            stack.enter_context(folder.owned(distributed))
+            run = open_run(settings, splits, distributed, console, Path(runs), name, elastic)
+            settings, start, folder = stack.enter_context(run)
         with explained(folder), closing(Log(folder.log if distributed.writer else None, console)) as log:
             page = ReportPage(folder.path, splits[1])
             every = (*standard_recorders(folder, log), page, *recorders) if distributed.writer else ()
