@@ -1,13 +1,16 @@
 import os
 import socket
+import threading
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from rcnn.data.loading.loader import Item
-from rcnn.training.distributed import join_processes, with_strides
+from rcnn.training.distributed import join_processes, new_store, with_strides
 from rcnn.training.step import backward
 from tests.model import tiny
 from tests.training import pieces
@@ -96,3 +99,24 @@ def test_only_strides_of_axes_of_length_1_are_changed() -> None:
     assert found.data_ptr() == kernel.data_ptr()
     assert torch.equal(found, kernel)
     assert with_strides((1, 12, 12, 12), kernel) is kernel
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_each_start_uses_a_part_of_the_store_of_its_own(order: tuple[int, ...]) -> None:
+    """Torchrun keeps the store when it restarts the processes."""
+
+    def join(rank: int) -> None:
+        parts[rank] = new_store(clients[rank], rank, 3, 60)
+
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    clients = [dist.TCPStore("localhost", server.port, timeout=timedelta(seconds=60)) for _ in range(3)]
+    for start in range(3):
+        parts = dict[int, dist.Store]()
+        joining = [threading.Thread(target=join, args=(rank,)) for rank in order]
+        for thread in joining:
+            thread.start()
+        for thread in joining:
+            thread.join()
+        assert not parts[1].check(["key"])
+        parts[0].set("key", str(start))
+        assert [parts[rank].get("key") for rank in (1, 2)] == [b"%d" % start] * 2

@@ -20,7 +20,10 @@ from tests.torture.compare import differences
 from tests.training.pieces import FEW_PROPOSALS, SMALL
 from tests.training.test_peers import before, train
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked on Linux only")
+pytestmark = [
+    pytest.mark.more,
+    pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked on Linux only"),
+]
 ROOT = Path(__file__).parents[2]
 WORDS = [
     *("--model", "tiny-fpn", "--init", "none", "--epochs", "2", "--batch", "2", "--device", "cpu", "--lr", "0.02"),
@@ -120,7 +123,6 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return torchrun(tmp_path_factory.mktemp("restarts") / "undisturbed", data, [])
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_three_times_ends_to_the_bit(data: Path, tmp_path: Path, undisturbed: Path) -> None:
     moments = [
         Moment("Trainer", "save_checkpoint", 1, 0),
@@ -130,7 +132,6 @@ def test_a_run_that_is_killed_three_times_ends_to_the_bit(data: Path, tmp_path: 
     assert not list(differences(torchrun(tmp_path / "killed", data, moments), undisturbed))
 
 
-@pytest.mark.more
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_is_killed_ends_to_the_bit(moment: str, data: Path, tmp_path: Path, undisturbed: Path) -> None:
     assert not list(differences(torchrun(tmp_path / "killed", data, [MOMENTS[moment]]), undisturbed))

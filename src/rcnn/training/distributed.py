@@ -29,6 +29,9 @@ from rcnn.training.peers import GRACE_SECONDS, LOST, Peers, ProcessLost, connect
 
 Item = TypeVar("Item")
 
+START_SECONDS = 300.0
+"""Minimum time in which all processes must have started, whatever `train.timeout` is."""
+
 
 @dataclass(frozen=True)
 class Distributed:
@@ -202,8 +205,9 @@ def join_processes(
         # NCCL ends the process without a message, so `Peers` has to be first.
         backend, more = ("nccl", 2 * GRACE_SECONDS) if chosen.type == "cuda" else ("gloo", 0.0)
         limit = timedelta(seconds=timeout + more)
-        store, rank, world = next(rendezvous("env://", timeout=limit))
-        store = new_store(store, rank, world, timeout)
+        start = max(timeout, START_SECONDS)
+        store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=start)))
+        store = new_store(store, rank, world, start)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         alone = Distributed(chosen, dist.get_rank(), dist.get_world_size())
         peers = connect(alone.rank, alone.world, timeout, alone.gather)
