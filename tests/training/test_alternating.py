@@ -163,9 +163,8 @@ def test_a_run_killed_in_stages_2_and_3_resumes_to_the_bit(
         raise Killed
 
     def state() -> tuple[int, str]:
-        checkpoints = tmp_path / "shapes-1" / "checkpoints"
-        (path,) = checkpoints.iterdir()
-        return read_stage(checkpoints, 4) + 1, path.stem
+        (path,) = (tmp_path / "shapes-1" / "checkpoints").iterdir()
+        return read_stage(path, 4) + 1, path.stem
 
     with killed(step=5, saved=4, stage=1):
         train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)

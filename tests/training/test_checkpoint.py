@@ -97,7 +97,7 @@ def test_a_state_that_no_run_can_have_is_damage(tmp_path: Path, changes: dict[st
     tensors, entry = load_weights(path)
     save_weights(path, tensors, {**entry, **changes})
     with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
-        read_stage(tmp_path, 1) if "progress" in changes else restore(path, state)
+        read_stage(path, 1) if "progress" in changes else restore(path, state)
     save_weights(path, {"model/x": torch.zeros(1)}, entry)
     with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
         restore(path, state)

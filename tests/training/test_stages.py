@@ -41,7 +41,8 @@ def test_a_new_scheme_is_a_list_of_stages(data: Path, tmp_path: Path, monkeypatc
     assert last.keys() == second.keys()
     moved = {name.split(".")[0] for name, tensor in last.items() if not torch.equal(tensor, second[name])}
     assert moved == {"backbone", "rpn", "fast_rcnn"}
-    assert read_stage(run.folder / "checkpoints", 3) == 2
+    (checkpoint,) = (run.folder / "checkpoints").iterdir()
+    assert read_stage(checkpoint, 3) == 2
     log = (run.folder / "log.txt").read_text()
     assert [f"stage {i + 1} of 3: {stages[i].title}" in log for i in range(3)] == [True] * 3
     assert_same(train(resume=run.folder, quiet=True), run)

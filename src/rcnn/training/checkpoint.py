@@ -57,15 +57,12 @@ def latest(folder: Path) -> Path | None:
     return max(paths, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
 
 
-def read_stage(folder: Path, stages: int) -> int:
-    """Return the stage (0, 1, ..., stages - 1) of the newest checkpoint of a folder, or 0 if there is none.
+def read_stage(path: Path, stages: int) -> int:
+    """Return the stage (0, 1, ..., stages - 1) of a checkpoint.
 
     Raises:
         WeightsError: the file is damaged, or belongs to a scheme with more stages.
     """
-    path = latest(folder)
-    if path is None:
-        return 0
     number = read_progress(path).stage
     with reading(path, MAX_BYTES):
         if number >= stages:

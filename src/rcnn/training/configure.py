@@ -246,7 +246,7 @@ def continued_settings(folder: RunFolder, chosen: Settings) -> Settings:
     """
     tree = dump(chosen)
     changes = {section: {key: tree[section][key]} for section, _, key in (key.partition(".") for key in MAY_CHANGE)}
-    return override(resumed_settings(folder, {}), changes)
+    return override(read(folder.config), changes)
 
 
 def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> None:

@@ -74,11 +74,12 @@ def resume_run(trainer: Trainer) -> None:
     folder, settings, log = trainer.folder, trainer.settings, trainer.log
     trainer.distributed.resumable(folder.path)
     stages = stages_of(settings)
-    progress = Progress(stage=read_stage(folder.checkpoints, len(stages)))
+    # The file that process 0 finds: a network file system may show another process an older folder.
+    path = trainer.distributed.share(latest(folder.checkpoints))
+    assert path is not None
+    progress = Progress(stage=read_stage(path, len(stages)))
     settings = stages[progress.stage].model_settings(settings)
     trainer.state = _stage(trainer, progress, Start(build(settings, len(trainer.splits[0].names)), settings))
-    path = latest(folder.checkpoints)
-    assert path is not None
     folder.see_same_data(*trainer.splits)
     lengths = restore(path, trainer.state)
     if trainer.distributed.writer:
