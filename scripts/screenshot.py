@@ -1,7 +1,6 @@
 """Draw docs/images/look.webp: a page of `rcnn look`, in a real browser.
 
-    rcnn demo
-    python scripts/screenshot.py demo/train/demo-1 demo/data --page /explain/505
+    python scripts/screenshot.py blood-cells bccd --page /explain/300
 
 Needs Playwright and Chromium, found by `CHROMIUM` or on the PATH.
 """
