@@ -3,8 +3,8 @@
     python examples/spark.py MODEL PICTURES OUT
     spark-submit --master URL --conf spark.executor.memoryOverhead=2g examples/spark.py MODEL PICTURES OUT
 
-PICTURES and OUT may be on any file system that Spark reads. Every executor needs rcnn and the file of the model. A
-picture that can't be read is a row with an `error`.
+PICTURES and OUT may be on any file system that Spark reads. Executors run `python3`, or what PYSPARK_PYTHON names, and
+need rcnn and the file of the model. A picture that can't be read is a row with an `error`.
 """
 
 import argparse

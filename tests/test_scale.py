@@ -42,6 +42,13 @@ Rows = dict[str, dict[str, Any]]
 """Path of a picture below the folder -> its row."""
 
 
+@pytest.fixture(autouse=True)
+def variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what the scripts set when they are imported, so that it is restored."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a detector of random weights, and pictures of which one is damaged and one is not a picture."""
@@ -197,6 +204,18 @@ def test_ray_tables_have_the_same_types_whatever_was_found(place: Path) -> None:
         table = predictor({"path": [""] * len(chosen), "bytes": chosen})
         assert table.schema == recipe["SCHEMA"]
         assert table["error"].is_null().to_pylist() == [content != b"damaged" for content in chosen]
+
+
+@pytest.mark.parametrize("name", ["dask_dataframe", pytest.param("ray_data", marks=RAY_IS_INSTALLED)])
+def test_rows_of_two_runs_are_not_mixed(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "taken").mkdir(exist_ok=True)
+    words = [name, str(place / "model.safetensors"), str(place / "photos"), str(place / "taken")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert "taken exists" in capsys.readouterr().err
 
 
 RAY = """
