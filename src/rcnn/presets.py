@@ -193,5 +193,6 @@ def build(
         if settings.model.norm != "train":
             freeze_batch_norm(model.fast_rcnn, affine=settings.model.norm == "affine")
     if settings.predict.svd:
-        check_ranks(model.fast_rcnn and model.fast_rcnn.head, settings.predict.svd)
+        for stage in model.fast_rcnn.heads if model.fast_rcnn else (None,):
+            check_ranks(stage and stage.head, settings.predict.svd)
     return model

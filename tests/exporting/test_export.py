@@ -29,6 +29,7 @@ KINDS = {
     "pyramid, float pixels": ("tiny-fpn", "preprocess.resize=interpolate"),
     "C4": ("resnet50-c4", "model.backbone=resnet18"),
     "max pooling, blue first": ("paper-zf",),
+    "cascade": ("tiny-fpn", "roi.stages=3"),
     "one stage": ("paper-zf-one-stage",),
     "RPN alone": ("tiny-fpn", "roi.head=none"),
 }

@@ -92,6 +92,8 @@ def layout(arch: str, widths: tuple[int, int, int] = (8, 4, 16), classes: int = 
     """Return tensors with the names and shapes of a configuration of detectron2, which take no memory."""
     pyramid, proposals, groups = "FPN" in arch, arch.startswith("rpn"), 32 if "X_101" in arch else 1
     shapes: dict[str, tuple[int, ...]] = {}
+    cascade = arch.startswith("cascade")
+    heads = ("0.", "1.", "2.") if cascade else ("",)
 
     def conv(name: str, out: int, into: int, kernel: int, norm: bool = True) -> None:
         shapes[f"{name}.weight"] = (out, into, kernel, kernel)
@@ -127,10 +129,14 @@ def layout(arch: str, widths: tuple[int, int, int] = (8, 4, 16), classes: int = 
     if not proposals:
         hidden = 2 * wide if pyramid else 8 * widths[2]
         if pyramid:
-            linear("roi_heads.box_head.fc1", hidden, 49 * wide)
-            linear("roi_heads.box_head.fc2", hidden, hidden)
-        linear("roi_heads.box_predictor.cls_score", classes + 1, hidden)
-        linear("roi_heads.box_predictor.bbox_pred", 4 * classes, hidden)
+            for head in heads:
+                linear(f"roi_heads.box_head.{head}fc1", hidden, 49 * wide)
+                linear(f"roi_heads.box_head.{head}fc2", hidden, hidden)
+        for head in heads:
+            linear(f"roi_heads.box_predictor.{head}cls_score", classes + 1, hidden)
+            linear(f"roi_heads.box_predictor.{head}bbox_pred", 4 * (1 if cascade else classes), hidden)
+    if cascade:
+        conv("roi_heads.mask_head.predictor", classes, wide, 1, norm=False)
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -145,7 +151,9 @@ def test_every_tensor_is_imported(arch: str) -> None:
     assert imported.settings.model.widths is not None
     assert shapes_of(imported.tensors) == shapes_of(build(imported.settings, len(imported.names)).state_dict())
     counters = [name for name in imported.tensors if name.endswith("num_batches_tracked")]
-    assert len(imported.tensors) == len(state) + len(counters)
+    masks = [name for name in state if name.startswith("roi_heads.mask_head.")]
+    assert len(imported.tensors) == len(state) + len(counters) - len(masks)
+    assert ("its masks were left out" in imported.notes) == bool(masks) == arch.startswith("cascade")
 
 
 def test_the_layout_above_is_that_of_the_checkpoints() -> None:

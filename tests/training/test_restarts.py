@@ -108,7 +108,7 @@ def torchrun(folder: Path, data: Path, moments: Sequence[Moment]) -> Path:
     words = ["program.py", f"{__name__}:{train_until_killed.__name__}", json.dumps([[str(data), *WORDS], moments])]
     command = [sys.executable, *module, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    ended = subprocess.run(command, cwd=folder, env=environment, timeout=1200, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=folder, env=environment, timeout=300, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(list(folder.glob("killed-*"))) == len(moments), ended.stderr

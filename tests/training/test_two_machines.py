@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.more,
     pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's"),
 ]
-SECONDS = 600
+SECONDS = 240
 TIMEOUT = 5
 """Value of `train.timeout`, seconds."""
 

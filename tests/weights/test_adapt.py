@@ -127,10 +127,23 @@ def test_without_a_common_class_the_background_is_kept_and_boxes_start_anew() ->
     assert "start anew: fast_rcnn.predictor.reg (no class in common)" in notes
 
 
-def test_boxes_that_know_no_class_are_kept_whatever_the_classes() -> None:
-    case = Case("cow", "roi.class_agnostic=true", "roi.class_agnostic=true")
+@pytest.mark.parametrize("settings", ["roi.class_agnostic=true", "roi.stages=3"])
+def test_boxes_that_know_no_class_are_kept_whatever_the_classes(settings: str) -> None:
+    case = Case("cow", settings, settings)
     case.run()
-    assert torch.equal(case.after[REG + "weight"], case.source[REG + "weight"])
+    regressors = [name for name in case.after if name.endswith("predictor.reg.weight")]
+    assert len(regressors) == case.ours.settings.roi.stages
+    assert all(torch.equal(case.after[name], case.source[name]) for name in regressors)
+
+
+def test_every_head_of_a_cascade_keeps_the_rows_of_its_classes_and_a_new_head_starts_anew() -> None:
+    case = Case("dog pig", "roi.stages=3", "roi.stages=2")
+    notes = case.run()
+    for head in ("fast_rcnn.", "fast_rcnn.later.0."):
+        after, source = (tensors[f"{head}predictor.cls.weight"] for tensors in (case.after, case.source))
+        assert torch.equal(after[[0, 2]], source[[1, 2]])
+    assert case.fresh() >= {f"fast_rcnn.later.1.{layer.removeprefix('fast_rcnn.')}" for layer in SECOND_STAGE}
+    assert "roi.stages=2 (here 3)" in notes
 
 
 @pytest.mark.parametrize(("there", "here"), [(3, 1), (1, 3), (3, 5), (4, 3)])

@@ -40,6 +40,18 @@ def test_a_tiny_bias_is_restored_as_far_as_float64_holds_it_beside_the_mean(mean
     assert (back - bias).double().abs().max() <= off
 
 
+def test_each_head_of_a_cascade_is_folded_by_its_own_deviations():
+    names = [f"{LAYER}.weight", *(f"fast_rcnn.later.{number}.predictor.reg.weight" for number in range(2))]
+    ours = RoI(stages=3)
+    tensors = {name: torch.randn(4, 3) for name in names} | {"fast_rcnn.later.0.predictor.cls.weight": torch.ones(2, 3)}
+    folded = renormalise(tensors, ours, PLAIN, torch.float64)
+    for number, name in enumerate(names, start=1):
+        std = torch.tensor(ours.box_std, dtype=torch.float64)[:, None] / number
+        torch.testing.assert_close(folded[name], tensors[name] * std, rtol=1e-15, atol=0)
+    back = renormalise(folded, PLAIN, ours)
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
 def test_equally_normalised_layers_are_not_changed():
     tensors = {f"{LAYER}.bias": torch.randn(4).half()}
     assert renormalise(tensors, PLAIN, PLAIN, torch.float64)[f"{LAYER}.bias"] is tensors[f"{LAYER}.bias"]

@@ -113,19 +113,23 @@ def _show_origins(origins: list[dict[str, Any]]) -> None:
             "{}, {}".format(*origin["cell"]),
             *(
                 f"{right - left:.0f} x {bottom - top:.0f}"
-                for left, top, right, bottom in (origin[step] for step in ("anchor", "proposal", "box"))
+                for left, top, right, bottom in (origin["anchor"], origin["proposal"], *origin["stages"], origin["box"])
             ),
             " / ".join(f"{iou:.2f}" for iou in origin["iou_with_truth"] or ()) or "-",
         ]
         for origin in origins
     ]
-    columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
+    heads = [f"after head {number}" for number in range(1, 1 + max((len(one["stages"]) for one in origins), default=0))]
+    columns = ["detection", "stride", "cell", "anchor", "proposal", *heads, "box", "IoU with the object"]
     title = "From anchor through proposal to box; width x height in pixels of the resized image"
     screen.table(title, columns, rows, MAX_ROWS, "--json")
 
 
 def _origins(explanation: "Explanation") -> list[dict[str, Any]]:
-    """Return every detection with its anchor and proposal, boxes in pixels of the resized image."""
+    """Return every detection with its anchor, its proposal, and the boxes between the heads (`stages`).
+
+    Boxes are in pixels of the resized image.
+    """
     return [
         {
             "name": origin.name,
@@ -133,7 +137,10 @@ def _origins(explanation: "Explanation") -> list[dict[str, Any]]:
             "objectness": origin.objectness,
             "stride": explanation.strides[origin.level],
             "cell": list(origin.cell),
-            **dict(zip(("anchor", "proposal", "box"), origin.boxes.tolist(), strict=True)),
+            "anchor": origin.boxes[0].tolist(),
+            "proposal": origin.boxes[1].tolist(),
+            "stages": origin.boxes[2:-1].tolist(),
+            "box": origin.boxes[-1].tolist(),
             "iou_with_truth": origin.ious and list(origin.ious),
         }
         for origin in explanation.origins()

@@ -1,6 +1,7 @@
 """Settings of the network (backbone, anchors, both stages), and the base class of all sections."""
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,6 +19,7 @@ Pixels = Annotated[int, Field(ge=1, le=16_384)]
 Cells = Annotated[int, Field(ge=1, le=64)]
 Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=32)]
+MAX_STAGES = 5
 Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=12)], ...], Field(max_length=32)]
 Sides = Annotated[tuple[Positive, ...], Field(max_length=64)]
 """All values have bounds, far above useful ones, because settings also come from untrusted files."""
@@ -251,8 +253,12 @@ class RoI(Section):
     """RoIs whose best IoU is in [low, high) are negative."""
     ignore: Literal["keep", "drop"] = "keep"
     """Crowd and difficult objects; keep: their RoIs are not sampled; drop: they are treated as background."""
+    stages: Annotated[int, Field(ge=1, le=MAX_STAGES)] = 1
+    """Number of heads, each on the boxes that the previous one refined; 3: Cascade R-CNN, for fc and conv-fc."""
+    stage_iou: Annotated[tuple[Fraction, ...], Field(max_length=MAX_STAGES)] | None = None
+    """`positive_iou` of each of several stages. None: it rises by 0.1 per stage."""
     class_agnostic: bool = False
-    """Predict one box per RoI instead of one per class."""
+    """Predict one box per RoI instead of one per class; several stages always do."""
     box_mean: tuple[Number, Number, Number, Number] = (0.0, 0.0, 0.0, 0.0)
     """Subtracted from the deltas (tx, ty, tw, th) before the division by `box_std`."""
     box_std: tuple[Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2)
@@ -271,6 +277,44 @@ class RoI(Section):
     """If two boxes of a class have a higher IoU than this, the lower-scored one is dropped."""
     detections: Boxes = 100
     """Maximum number of boxes per image."""
+
+    @property
+    def cascade(self) -> tuple["RoI", ...]:
+        """Settings of each head: this section itself, or with several stages those of Cascade R-CNN.
+
+        The `positive_iou` of a stage also separates its negatives, and `box_std` is divided by the number of the stage,
+        because the boxes are closer to the objects (arXiv 1712.00726, section 4.2).
+        """
+        if self.stages == 1:
+            return (self,)
+        low, high = self.negative_iou
+        stages = []
+        for number, iou in enumerate(self._stage_ious, start=1):
+            negative = (low, min(high, iou)) if number == 1 else (0.0, iou)
+            std = tuple(value / number for value in self.box_std)
+            own = {"class_agnostic": True, "positive_iou": iou, "negative_iou": negative, "box_std": std}
+            stages.append(self.model_copy(update=own))
+        return tuple(stages)
+
+    @property
+    def _stage_ious(self) -> tuple[float, ...]:
+        rising = (round(self.positive_iou + 0.1 * number, 6) for number in range(self.stages))
+        return tuple(rising) if self.stage_iou is None else self.stage_iou
+
+    @model_validator(mode="after")
+    def _stages_rise(self) -> Self:
+        if self.stages == 1:
+            if self.stage_iou is not None:
+                raise ValueError("stage_iou needs several stages: set stages to 2 or more, or leave stage_iou out")
+            return self
+        ious = self._stage_ious
+        if len(ious) != self.stages:
+            raise ValueError(f"stage_iou has {len(ious)} values, and there are {self.stages} stages: give one for each")
+        if any(after <= before for before, after in pairwise(ious)) or ious[-1] > 1:
+            raise ValueError(f"stage_iou must rise from stage to stage, up to 1 at most (got {list(ious)})")
+        if self.head not in ("fc", "conv-fc"):
+            raise ValueError(f"stages={self.stages} needs head=fc or conv-fc (got {self.head})")
+        return self
 
     @model_validator(mode="after")
     def _mining_starts_at_zero(self) -> Self:

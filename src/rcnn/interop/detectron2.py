@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcnn.config import merge, validate
+from rcnn.config import Settings, merge, validate
 from rcnn.errors import WeightsError
 from rcnn.model.anchors import RULES, cell_anchors
 from rcnn.weights.imported import Imported, class_names, coco_names
@@ -53,6 +53,7 @@ _C4: dict[str, Any] = {
     "rpn": {"pre_train": 12000, "post_train": 2000, "pre_test": 6000},
     "roi": {"levels": (4,), "size": 14, "head": "conv5"},
 }
+_CASCADE: dict[str, Any] = {"roi": {"stages": 3}}
 _PROPOSALS: dict[str, Any] = {"roi": {"head": "none"}, "rpn": {"post_test": 2000}}
 
 
@@ -78,11 +79,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         {"model": {"backbone": "resnext101_32x8d", "stride_in": "3x3"}},
         _normalised(_MEAN, (57.375, 57.12, 58.395)),
     ),
+    "cascade_mask_rcnn_R_50_FPN_1x": _tree(_FPN, 50, _CASCADE),
+    "cascade_mask_rcnn_R_50_FPN_3x": _tree(_FPN, 50, _CASCADE),
     "rpn_R_50_C4_1x": _tree(_C4, 50, _PROPOSALS, {"rpn": {"pre_test": 12000}}),
     "rpn_R_50_FPN_1x": _tree(_FPN, 50, _PROPOSALS),
 }
-"""Name of a configuration of detectron2's COCO-Detection -> differences from the defaults of `config.Settings`."""
+"""Name of a configuration of detectron2's COCO-Detection or Misc -> differences from the defaults of `Settings`."""
 
+_HEADS = {"": "fast_rcnn.", r"0\.": "fast_rcnn.", r"1\.": "fast_rcnn.later.0.", r"2\.": "fast_rcnn.later.1."}
+_HEAD_LAYERS = {
+    "box_head": {"fc1": "head.fc6", "fc2": "head.fc7"},
+    "box_predictor": {"cls_score": "predictor.cls", "bbox_pred": "predictor.reg"},
+}
 _PREFIXES = (
     (r"backbone\.(?:bottom_up\.)?stem\.", "backbone.trunk."),
     *((rf"backbone\.(?:bottom_up\.)?res{n}\.", f"backbone.trunk.layer{n - 1}.") for n in (2, 3, 4, 5)),
@@ -92,10 +100,12 @@ _PREFIXES = (
     (r"proposal_generator\.rpn_head\.objectness_logits\.", "rpn.head.cls."),
     (r"proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.head.reg."),
     (r"roi_heads\.res5\.", "fast_rcnn.head.layer4."),
-    (r"roi_heads\.box_head\.fc1\.", "fast_rcnn.head.fc6."),
-    (r"roi_heads\.box_head\.fc2\.", "fast_rcnn.head.fc7."),
-    (r"roi_heads\.box_predictor\.cls_score\.", "fast_rcnn.predictor.cls."),
-    (r"roi_heads\.box_predictor\.bbox_pred\.", "fast_rcnn.predictor.reg."),
+    *(
+        (rf"roi_heads\.{part}\.{number}{theirs}\.", f"{head}{ours}.")
+        for number, head in _HEADS.items()
+        for part, layers in _HEAD_LAYERS.items()
+        for theirs, ours in layers.items()
+    ),
 )
 _INSIDE = (
     (r"conv(\d)\.norm\.", r"bn\1."),
@@ -106,6 +116,7 @@ _LICENCE = (
     "converted on this machine; if the file is from detectron2's model zoo, its weights are under CC BY-SA 3.0, "
     "and so are all weights made from them"
 )
+_MASKS = "roi_heads.mask_head."
 _CELLS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d)")
 
 
@@ -126,7 +137,9 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
     if arch not in ARCHITECTURES:
         reason = "networks with a dilated fifth stage (DC5) are not supported; " if "DC5" in arch else ""
         raise WeightsError(f"`{arch}` can't be imported: {reason}supported are {', '.join(ARCHITECTURES)}")
-    rest = dict(state)
+    without = _MASKS if "mask" in arch else ()
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(without)}
+    notes = (_LICENCE,) if len(rest) == len(state) else ("its masks were left out", _LICENCE)
     tree = merge(ARCHITECTURES[arch], _widths(rest, arch))
     if "pixel_mean" in rest and "pixel_std" in rest:
         tree = merge(tree, _normalised(*(rest.pop(f"pixel_{name}").flatten().tolist() for name in ("mean", "std"))))
@@ -143,13 +156,18 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
     for name in [name for name in tensors if name.endswith(".running_mean")]:
         tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     if settings.roi.head == "none":
-        return Imported(settings, tensors, ("object",), None, (_LICENCE,))
+        return Imported(settings, tensors, ("object",), None, notes)
     # The background is the last row, so class k is row k.
-    count = _shape(rest, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
+    count = _shape(rest, f"roi_heads.box_predictor.{_first(settings)}cls_score.weight", arch)[0] - 1
     known = {name: i for i, name in enumerate(coco_names(), start=1) if not name.startswith("unused_")}
     labels = class_names(count, names, tuple(known))
     category_ids = tuple(known.values()) if labels == tuple(known) else None
-    return Imported(settings, tensors, labels, category_ids, (_LICENCE,))
+    return Imported(settings, tensors, labels, category_ids, notes)
+
+
+def _first(settings: Settings) -> str:
+    """Return what the names of the first of several heads contain in addition."""
+    return "0." if settings.roi.stages > 1 else ""
 
 
 def _shape(state: Mapping[str, Tensor], name: str, arch: str) -> tuple[int, ...]:
@@ -177,7 +195,7 @@ def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     if pyramid:
         tree["model"]["channels"] = _shape(state, "backbone.fpn_output2.weight", arch)[0]
     if settings.roi.head == "fc":
-        tree["roi"] = {"hidden": _shape(state, "roi_heads.box_head.fc1.weight", arch)[0]}
+        tree["roi"] = {"hidden": _shape(state, f"roi_heads.box_head.{_first(settings)}fc1.weight", arch)[0]}
     return tree
 
 

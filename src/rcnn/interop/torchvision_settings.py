@@ -26,7 +26,7 @@ ALWAYS: dict[str, dict[str, Any]] = {
     "preprocess": {"resize": "interpolate", "round": "floor", "order": "rgb"},
     "anchors": {**RULES["torchvision"], "ratio": "h/w"},
     "rpn": {"channels": None, "kernel": 3, "logits": 1, "min_size": 1e-3},
-    "roi": {"pool": "align", "aligned": False, "class_agnostic": False, "min_size": 1e-2},
+    "roi": {"pool": "align", "aligned": False, "stages": 1, "class_agnostic": False, "min_size": 1e-2},
 }
 """Settings that torchvision has no arguments for."""
 

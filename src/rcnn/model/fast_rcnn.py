@@ -356,7 +356,8 @@ class FastRCNN(RoIHead):
         """Return the class and box losses of all heads as (sum, count); the count is the number of RoIs.
 
         The losses of the first head are `roi_class` and `roi_box`, those of the second `roi_class_2` and `roi_box_2`. A
-        later head is trained on all RoIs of the previous head, as refined by it and without a gradient.
+        later head is trained on all RoIs of the previous head, as refined by it and without a gradient, and its losses
+        have half of the weight: otherwise the features would be trained mostly for the strictest heads.
 
         Args:
             levels: feature maps.
@@ -369,14 +370,14 @@ class FastRCNN(RoIHead):
         """
         losses: dict[str, tuple[Tensor, Tensor]] = {}
         for number, head in enumerate(self.heads, start=1):
-            suffix = f"_{number}" if number > 1 else ""
+            suffix, weight = f"_{number}" if number > 1 else "", 0.5 ** (number - 1)
             boxes = sampled.rois if rois is None else rois
             anchors = boxes if target_gradient else sampled.rois
             out = head(levels, boxes)
             classification, box = head.roi_losses(out, anchors, sampled.drawn, sampled.truth, targets)
             count = sampled.drawn.valid.sum()
-            losses[f"roi_class{suffix}"] = classification.sum(), count
-            losses[f"roi_box{suffix}"] = head.settings.box_weight * box.sum(), count
+            losses[f"roi_class{suffix}"] = weight * classification.sum(), count
+            losses[f"roi_box{suffix}"] = weight * head.settings.box_weight * box.sum(), count
             if number < len(self.heads):
                 refined = head.refine(out, sizes).squeeze(2).detach()
                 sampled, rois = self.heads[number].label(refined, sampled.drawn.valid, targets), None
@@ -396,7 +397,8 @@ def build_second_stage(
         head: replaces the head of `roi.head`; as for `RoIHead`.
 
     Raises:
-        SettingsError: this function can't make the head of `roi.head`, and no `head` is passed.
+        SettingsError: this function can't make the head of `roi.head`, and no `head` is passed; or a `head` is passed,
+            and `roi.stages` needs several.
     """
     roi = settings.roi
     if head is None and roi.head == "conv5":
@@ -404,11 +406,17 @@ def build_second_stage(
             "roi.head=conv5 is the fifth stage of a ResNet: build the detector with rcnn.presets.build, which makes "
             "it, or pass the module as `head`"
         )
-    if head is None and roi.head == "conv-fc":
-        head = ConvFCHead(channels, roi.size, settings.model.channels, roi)
-    elif head is None:
-        head = FCHead(channels, roi.size, roi.hidden, roi.dropout, roi.dropout_scale)
-    return FastRCNN(head, strides, classes, roi)
+    if head is not None and roi.stages > 1:
+        raise SettingsError(f"roi.stages={roi.stages} needs a head for each stage, and one module was passed")
+
+    def fresh() -> nn.Module:
+        if roi.head == "conv-fc":
+            return ConvFCHead(channels, roi.size, settings.model.channels, roi)
+        return FCHead(channels, roi.size, roi.hidden, roi.dropout, roi.dropout_scale)
+
+    first, *later = roi.cascade
+    others = [RoIHead(fresh(), strides, classes, stage) for stage in later]
+    return FastRCNN(head or fresh(), strides, classes, first, others)
 
 
 def _labelled(assignment: Assignment) -> Sample:

@@ -3,6 +3,7 @@
 Each function writes one PNG, at least 1000 px wide, atomically.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ LOSSES = {
     "roi_class": "Second stage: classes",
     "roi_box": "Second stage: boxes",
 }
+_LATER = re.compile(r"((?:train_|val_)?roi_(?:class|box))_\d+")
 ONE_STAGE = {"rpn_class": "Classes of anchors", "rpn_box": "Boxes"}
 APS = {"ap": "AP .50:.95", "ap50": "AP50", "ap75": "AP75"}
 MIN_BARS = 6
@@ -40,6 +42,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             `ap50`, `ap75`, with or without `val_`; `lr`. None and NaN are gaps.
         path: the PNG.
     """
+    rows = [_with_later_heads(row) for row in rows]
     figure, grid = new_figure(2, 3, 10.0, 6.2)
     panels = grid.ravel()
     losses = ONE_STAGE if any(name.endswith("rpn_class") for row in rows for name in row) else LOSSES
@@ -236,6 +239,15 @@ def _class_lines(
         mean = y[order].mean(axis=0)
         text = f"mean of {len(order)}  {sum_up(mean, axis=0):.2f}"
         axes.plot(x, mean, color=INK, linewidth=2.6, label=text)
+
+
+def _with_later_heads(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the losses of later heads, such as `train_roi_box_2`, to those of the first head."""
+    total = dict(row)
+    for name, value in row.items():
+        if (later := _LATER.fullmatch(name)) and value is not None and total.get(later[1]) is not None:
+            total[later[1]] += value
+    return total
 
 
 def _line(axes: "Axes", rows: Sequence[Mapping[str, Any]], keys: Sequence[str], label: str, color: str) -> None:

@@ -15,5 +15,6 @@ def folded(model: FasterRCNN) -> FasterRCNN:
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(copied)
     if copied.settings.predict.svd and copied.fast_rcnn is not None:
-        truncate_head(copied.fast_rcnn.head, copied.settings.predict.svd)
+        for stage in copied.fast_rcnn.heads:
+            truncate_head(stage.head, copied.settings.predict.svd)
     return copied

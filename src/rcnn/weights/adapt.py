@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from rcnn.config import Settings, dump
 from rcnn.errors import WeightsError
 from rcnn.weights.backbone import fit_channels
-from rcnn.weights.box_targets import CLASS_LAYER, LAYER, renormalise
+from rcnn.weights.box_targets import LAYERS, renormalise
 
 _ONE_STAGE = re.compile(r"rpn\.head\.(windows\.\d+\.)?cls\.")
 """These also classify if `rpn.classify` says so: one row per anchor of a cell, class after class."""
@@ -30,6 +30,7 @@ _REPORTED = (
     "anchors.sizes",
     "roi.pool",
     "roi.aligned",
+    "roi.stages",
 )
 """Settings that change the meaning of weights slightly: the weights are kept, and a note reports the difference."""
 
@@ -174,7 +175,7 @@ def _split(
 def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Architecture, ours: Architecture) -> Tensor | None:
     """Bring `tensor` into the shape and order of `target`; None if it does not fit."""
     one_stage = ours.settings.rpn.classify == "classes" and _ONE_STAGE.match(name)
-    if (one_stage or name.startswith((CLASS_LAYER, LAYER))) and tensor.shape[1:] == target.shape[1:]:
+    if (one_stage or LAYERS.match(name)) and tensor.shape[1:] == target.shape[1:]:
         rows = _rows(name, theirs, ours)
         if rows:
             there, here = map(list, zip(*rows, strict=True))
@@ -194,13 +195,13 @@ def _rows(name: str, theirs: Architecture, ours: Architecture) -> list[tuple[int
     """(row of theirs, row of ours) of the last layers; None: the rows have nothing to do with classes."""
     pairs = [(theirs.names.index(label), row) for row, label in enumerate(ours.names) if label in theirs.names]
     background = (len(theirs.names), len(ours.names))
-    if name.startswith(CLASS_LAYER):
+    if (layer := LAYERS.match(name)) and layer["kind"] == "cls":
         return [*pairs, background]
     if _ONE_STAGE.match(name):
         pairs += [] if ours.settings.rpn.loss == "focal" else [background]
         anchors = len(_anchor_ratios(ours.settings))
         return [(anchors * a + anchor, anchors * b + anchor) for a, b in pairs for anchor in range(anchors)]
-    if theirs.settings.roi.class_agnostic or ours.settings.roi.class_agnostic:
+    if any(side.settings.roi.cascade[0].class_agnostic for side in (theirs, ours)):
         return None
     return [(4 * a + side, 4 * b + side) for a, b in pairs for side in range(4)]
 

@@ -1,5 +1,6 @@
-"""Convert the second stage's box layer between different normalisations of its targets."""
+"""Convert the second stage's box layers between different normalisations of their targets."""
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +10,8 @@ from rcnn.config import RoI
 
 CLASS_LAYER = "fast_rcnn.predictor.cls"
 LAYER = "fast_rcnn.predictor.reg"
+LAYERS = re.compile(r"fast_rcnn\.(?:later\.(?P<later>\d+)\.)?predictor\.(?P<kind>cls|reg)\.")
+"""Names of the tensors of these layers in every head; `later` numbers the heads after the first, from 0."""
 PLAIN = RoI(box_mean=(0.0, 0.0, 0.0, 0.0), box_std=(1.0, 1.0, 1.0, 1.0))
 """The layer gives the deltas themselves: mean and deviation are folded into it, as our files have it, and those of the
 paper's implementations."""
@@ -25,12 +28,19 @@ def renormalise(
         ours: settings to convert them to.
         dtype: dtype of the converted layer.
     """
-    if (theirs.box_mean, theirs.box_std) == (ours.box_mean, ours.box_std):
-        return dict(tensors)
-    return {
-        name: _renormalised(tensor, theirs, ours).to(dtype) if name.startswith(f"{LAYER}.") else tensor
-        for name, tensor in tensors.items()
-    }
+    converted = dict(tensors)
+    for name, tensor in tensors.items():
+        if (layer := LAYERS.match(name)) and layer["kind"] == "reg":
+            there, here = (_stage(roi, layer["later"]) for roi in (theirs, ours))
+            if (there.box_mean, there.box_std) != (here.box_mean, here.box_std):
+                converted[name] = _renormalised(tensor, there, here).to(dtype)
+    return converted
+
+
+def _stage(roi: RoI, later: str | None) -> RoI:
+    """Return the settings of a head; those of the last one if there are fewer, as for `PLAIN`."""
+    number = 0 if later is None else int(later) + 1
+    return roi.cascade[min(number, roi.stages - 1)]
 
 
 def _renormalised(tensor: Tensor, theirs: RoI, ours: RoI) -> Tensor:

@@ -255,6 +255,18 @@ def test_anchors_of_one_place_on_every_level(explanation: Explanation, sheets: d
     assert torch.equal(drawn(sheets["overview"][1]), torch.cat(cells))
 
 
+def test_a_cascade_shows_the_box_after_every_head(image: np.ndarray, tmp_path: Path) -> None:
+    detector = make("roi.stages=3")
+    explanation = follow(detector, image, TRUTH)
+    assert explanation.refined.shape == (2, len(explanation.proposals.boxes), 4)
+    origin, proposal = explanation.origins()[0], int(explanation.detections.proposal[0])
+    assert origin.boxes.shape == (5, 4)
+    assert len(origin.ious) == 5
+    assert torch.equal(origin.boxes[2:4], explanation.refined[:, proposal])
+    assert torch.equal(origin.boxes[-1], explanation.detections.boxes[0])
+    check(draw_explanation(explanation, tmp_path), ALL, tmp_path)
+
+
 def test_an_empty_image_and_proposals_alone(image: np.ndarray, tmp_path: Path) -> None:
     no_objects = Truth(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
     explanation = follow(make("roi.head=none", "rpn.logits=2"), image, no_objects)

@@ -82,8 +82,9 @@ class Origin(NamedTuple):
         objectness: objectness of its anchor, 0..1.
         level: of the anchor, counted from the finest.
         cell: (row, column) of the anchor.
-        boxes: (3, 4): the anchor, the proposal made of it, the final box.
-        ious: IoU of these boxes with the labelled object that the final box overlaps most; None without objects.
+        boxes: (n, 4): the anchor, the proposal made of it, the box after each head but the last, the final box; n is 3
+            with one head.
+        ious: (n,) IoU of these boxes with the labelled object that the final box overlaps most; None without objects.
     """
 
     name: str
@@ -92,7 +93,7 @@ class Origin(NamedTuple):
     level: int
     cell: tuple[int, int]
     boxes: Tensor
-    ious: tuple[float, float, float] | None
+    ious: tuple[float, ...] | None
 
 
 class Explanation(NamedTuple):
@@ -108,6 +109,7 @@ class Explanation(NamedTuple):
         objectness: (A,) probability.
         before: boxes that enter NMS.
         proposals: those that leave it.
+        refined: (H - 1, P, 4): the proposals after each of the H heads of the second stage but the last.
         detections: None without a second stage.
         truth: None if the labels are not known.
         steps: the boxes of both stages of every anchor, proposal and class.
@@ -124,6 +126,7 @@ class Explanation(NamedTuple):
     objectness: Tensor
     before: RankedBoxes
     proposals: RankedBoxes
+    refined: Tensor
     detections: FinalBoxes | None
     truth: AnchorLabels | None
     steps: ImageSteps
@@ -162,12 +165,11 @@ class Explanation(NamedTuple):
         for box, score, label, proposal in zip(*(self.detections or ()), strict=True):
             anchor = int(self.proposals.anchor[proposal])
             level, row, column, _ = self.cell_of(anchor)
-            boxes = torch.stack((self.anchors[anchor], self.proposals.boxes[proposal], box))
+            boxes = torch.stack((self.anchors[anchor], self.proposals.boxes[proposal], *self.refined[:, proposal], box))
             ious = None
             if self.truth is not None and len(self.truth.boxes):
                 overlap = box_ops.pairwise_iou(boxes, self.truth.boxes)
-                first, second, last = overlap[:, overlap[2].argmax()].tolist()
-                ious = (first, second, last)
+                ious = tuple(overlap[:, overlap[-1].argmax()].tolist())
             objectness = float(self.proposals.scores[proposal])
             name = self.names[int(label)]
             origins.append(Origin(name, float(score), objectness, level, (row, column), boxes, ious))
@@ -266,6 +268,7 @@ def follow(
         objectness=torch.cat([rpn.scores(logits)[0] for logits in out.logits]).sigmoid().cpu(),
         before=_ranked(before),
         proposals=_ranked(proposals),
+        refined=_refined(pass_, proposals),
         detections=final,
         truth=None if truth is None else _anchor_labels(detector, batch, pass_, truth, seed),
         steps=steps,
@@ -276,6 +279,13 @@ def follow(
 def _ranked(proposals: Proposals) -> RankedBoxes:
     valid = proposals.valid[0]
     return RankedBoxes(*(part[0][valid].cpu() for part in (proposals.boxes, proposals.scores, proposals.anchor)))
+
+
+def _refined(pass_: Pass, proposals: Proposals) -> Tensor:
+    """Return the boxes (H - 1, P, 4) that each head of the second stage but the first receives."""
+    valid = proposals.valid[0]
+    received = [out.boxes[0][valid] for out in pass_.rois[1:]]
+    return torch.stack(received).cpu() if received else proposals.boxes.new_zeros(0, int(valid.sum()), 4).cpu()
 
 
 def _anchor_labels(detector: Detector, batch: Batch, pass_: Pass, truth: Truth, seed: int) -> AnchorLabels:

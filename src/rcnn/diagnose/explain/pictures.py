@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ORIGIN = {"anchor": "#7B3294", "proposal": PALETTE[1], "box": PALETTE[0]}
-"""The three boxes of a detection's origin and their colours."""
+"""The boxes of a detection's origin and their colours."""
+STAGES = (PALETTE[2], PALETTE[4], PALETTE[5], PALETTE[6])
+"""Colours of the boxes between the heads of a second stage with several."""
 
 MAX_PROPOSALS = 300
 """Largest number of proposals in a picture; the best are drawn."""
@@ -320,7 +322,7 @@ def detections(axes: "Axes", explanation: Explanation) -> None:
 
 
 def draw_origins(explanation: Explanation, origins: Sequence[Origin], path: Path) -> Path:
-    """Draw one panel per detection, cropped from the image: its anchor, proposal and final box."""
+    """Draw one panel per detection, cropped from the image: its anchor, proposal and final box, and those between."""
     rows = -(-len(origins) // 4)
     columns = -(-len(origins) // rows)
     page, grid = new_figure(rows, columns, columns * 3.3, rows * 4.05)
@@ -330,7 +332,9 @@ def draw_origins(explanation: Explanation, origins: Sequence[Origin], path: Path
         title = f"{plain(origin.name)} {origin.score:.2f}\nfrom stride {explanation.strides[origin.level]}, "
         _background(axes, explanation, f"{title}row {origin.cell[0]}, column {origin.cell[1]}", "image")
         _truths(axes, explanation)
-        for index, (step, ink) in enumerate(ORIGIN.items()):
+        between = {f"after head {number}": STAGES[number - 1] for number in range(1, len(origin.boxes) - 2)}
+        inks = {"anchor": ORIGIN["anchor"], "proposal": ORIGIN["proposal"], **between, "box": ORIGIN["box"]}
+        for index, (step, ink) in enumerate(inks.items()):
             iou = "" if origin.ious is None else f": IoU {origin.ious[index]:.2f}"
             style = "dashed" if step == "anchor" else "solid"
             _frames(axes, origin.boxes[index][None], colors=ink, linewidths=2.2, linestyles=style, label=step + iou)

@@ -109,7 +109,8 @@ export function detections(explanation, state, change) {
   const headings = [["box", ""], ["size", "size"], ["probability", "objectness"], ...(chosen.iou ? [["IoU", "iou"]] : [])];
   const line = (kind, text, box, value, iou) => [element("span", {}, swatch(kind), ` ${text}`), extent(box), value, ...(chosen.iou ? [share(iou)] : [])];
   const origins = table("From anchor to detection", headings, [
-    line("final", "detection", chosen.box, withTip("span", "score", share(chosen.score)), ious[2]),
+    line("final", "detection", chosen.box, withTip("span", "score", share(chosen.score)), ious.at(-1)),
+    ...chosen.stages.map((box, index) => line("between", `after head ${index + 1}`, box, "", ious[2 + index])).reverse(),
     line("proposal", "proposal", proposal, share(explanation.probability(chosen.anchor)), ious[1]),
     line("origin", "anchor", anchor, "", ious[0]),
   ]);
@@ -120,7 +121,7 @@ export function detections(explanation, state, change) {
       ["level", "level", `stride ${explanation.levels[origin.level].stride}`]),
     button("Show this cell", () => change({ show: "cells", ...origin })), button("All detections", () => change({ detection: null })));
   return {
-    groups: [frame(explanation.cellBox(origin), "cell"), frame(anchor, "origin"), frame(proposal, "proposal"), frame(chosen.box, "final")],
+    groups: [frame(explanation.cellBox(origin), "cell"), frame(anchor, "origin"), frame(proposal, "proposal"), ...chosen.stages.map((box) => frame(box, "between")), frame(chosen.box, "final")],
     tags: [tag(chosen.box, `${chosen.name.slice(0, 40)} ${chosen.score.toFixed(2)}`)], parts,
   };
 }
