@@ -1,8 +1,12 @@
 """A local S3 server, and the file system in memory of fsspec, for tests of remote data."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -53,6 +57,44 @@ def memory() -> Iterator[Any]:
     yield filesystem
     filesystem.store.clear()
     filesystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
+    """Yield a function that serves a folder on the web, and returns its address."""
+    from rcnn.images import storage
+
+    monkeypatch.setattr(storage, "_filesystems", {})
+    monkeypatch.setattr(storage, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with ExitStack() as stack:
+
+        def start(folder: Path) -> str:
+            handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start
+
+
+@pytest.fixture(params=["s3", "memory", "http"])
+def place(request: pytest.FixtureRequest) -> Callable[[Path], str]:
+    """Return a function that puts a folder into one of several places, and returns its address."""
+
+    def put(folder: Path) -> str:
+        if request.param == "http":
+            return str(request.getfixturevalue("serve")(folder))
+        if request.param == "s3":
+            upload(request.getfixturevalue("s3"), folder, "set/")
+            return "s3://bucket/set"
+        memory = request.getfixturevalue("memory")
+        for name, content in files_below(folder).items():
+            memory.pipe(f"/bucket/set/{name}", content)
+        return "memory://bucket/set"
+
+    return put
 
 
 def files_below(folder: Path) -> Mapping[str, bytes]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rcnn.detector import Detector
 from rcnn.errors import ImageError, SettingsError
 from rcnn.images.sources import NamedImage
+from rcnn.images.storage import Location, RemotePath, image_location
 from rcnn.open_model import load
 
 COLUMNS = ("boxes", "scores", "labels", "names", "error")
@@ -29,8 +30,8 @@ class BatchPredictor:
 
     Args:
         model: as for `rcnn.load`.
-        column: name of the column with the images: bytes of image files, paths, (H, W, C) uint8 arrays or Pillow
-            images.
+        column: name of the column with the images: bytes of image files, paths, addresses, (H, W, C) uint8 arrays or
+            Pillow images.
         score: as for `Detector.predict`.
         batch: as for `Detector.predict`; independent of the number of rows per call.
         device: as for `rcnn.load`.
@@ -124,8 +125,9 @@ def named_row(value: Any, row: int) -> NamedImage:
     Raises:
         ImageError: the value is not an image.
     """
-    if isinstance(value, str | Path):
-        return NamedImage(Path(value), str(value), row)
+    if isinstance(value, str | Location):
+        file = image_location(value)
+        return NamedImage(file, str(file) if isinstance(file, RemotePath) else str(value), row)
     if isinstance(value, bytes | bytearray | memoryview | np.ndarray | Image.Image | Tensor):
         return NamedImage(value, f"row {row}", row)
     raise ImageError(f"row {row}: {type(value).__name__} is not an image; expected bytes, a path or an array")

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from rcnn.detector import Detector
-from rcnn.errors import WeightsError
+from rcnn.errors import UnavailableError, WeightsError
+from rcnn.images.storage import Location, RemotePath, downloaded, is_remote, location
 from rcnn.interop.torchvision_names import ARCHITECTURES
-from rcnn.runtime.by_suffix import is_exported
+from rcnn.runtime.by_suffix import is_exported, runtime_of
 from rcnn.runtime.eager import choose_device
 from rcnn.weights.file import weights_of_run
-from rcnn.weights.hub import fetch
+from rcnn.weights.hub import fetch, is_offline
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
 NAMES = (*PACKAGED, *(f"torchvision/{arch}" for arch in ARCHITECTURES))
@@ -20,7 +21,7 @@ NAMES = (*PACKAGED, *(f"torchvision/{arch}" for arch in ARCHITECTURES))
 
 
 def load(
-    path_or_name: str | Path,
+    path_or_name: str | Location,
     device: str | torch.device = "auto",
     *,
     backbone: nn.Module | None = None,
@@ -33,7 +34,8 @@ def load(
             `train.keep=last`; a weights file; an .onnx or .xml file from `rcnn export`; `blood-cells`, which comes with
             the package; or `torchvision/fasterrcnn_resnet50_fpn_v2` or one of torchvision's other three detectors, with
             its newest COCO weights, which are downloaded on first use (see `rcnn.weights.hub.fetch`). A name takes
-            precedence over a file of the same name; use `./NAME` for the file.
+            precedence over a file of the same name; use `./NAME` for the file. The address of a weights file, such as
+            `s3://bucket/model.safetensors`, is downloaded to the cache, and again if it has changed.
         device: device to predict on. `auto` is CUDA if available, and the CPU for an exported file.
         backbone: the module to load weights into if the file's `model.backbone` is `custom`.
         head: likewise, the head of the second stage.
@@ -42,9 +44,12 @@ def load(
         WeightsError: the name is unknown, or the file is missing, damaged or not one of our detectors.
         UnavailableError: the weights are not in the cache and can't be downloaded, or the package that runs an exported
             file is not installed. The message says what to do. It is a WeightsError.
-        SettingsError: the device can't be used.
+        SettingsError: the device can't be used, or the address can't be opened.
+        StorageError: the address can't be reached, or may not be read, or a package that opens it is missing.
     """
     name = str(path_or_name)
+    if is_remote(path_or_name):
+        name = str(_download(path_or_name))
     if is_exported(name):
         return Detector.load(_file(name), device)
     device = choose_device(device)
@@ -58,6 +63,27 @@ def load(
         arch = name.removeprefix("torchvision/")
         return import_weights(fetch(get_model_weights(arch)["DEFAULT"].url), arch, device=device)
     return Detector.load(_file(name), device, backbone=backbone, head=head)
+
+
+def _download(address: str | Location) -> Path:
+    """Return the local copy of a remote weights file.
+
+    Raises:
+        WeightsError: there is no such file, or it would need another one.
+        SettingsError, StorageError: as for `load`.
+    """
+    path = location(address)
+    assert isinstance(path, RemotePath)
+    if is_offline():
+        raise UnavailableError(f"{path} can't be downloaded: RCNN_OFFLINE is set; give a local copy of it")
+    if is_exported(path.name) and runtime_of(path.name).companions:
+        raise WeightsError(
+            f"{path}: this exported file belongs to a second file; download both, and give the local one"
+        )
+    try:
+        return downloaded(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such file") from None
 
 
 def _file(name: str) -> Path:

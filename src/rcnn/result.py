@@ -19,6 +19,7 @@ from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.draw import colour, draw_boxes, entries, save_picture, shade
 from rcnn.errors import ImageError, UnavailableError, check_number, printable
 from rcnn.images.sources import UNNAMED, NamedImage
+from rcnn.images.storage import RemotePath, check_local
 from rcnn.images.stream import DEFAULT_OPTIONS, ReadOptions
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Result:
         scores: (n,) float32 in [0, 1].
         labels: (n,) int64, index into `names`.
         names: class names.
-        path: the image file; None if the image came as an array.
+        path: the image file, or its address without a signature; None if the image came as an array.
         size: (height, width) in pixels.
         features: (n, F) float32, the second stage's feature vectors; None unless requested.
         category_ids: the data set's number for each class; None for 1..K.
@@ -170,7 +171,8 @@ class Result:
             if isinstance(self.origin.image, np.ndarray):
                 image = self.origin.image
             elif self.path is not None:
-                image = self.read_options.read(self.path)
+                file = self.origin.image
+                image = self.read_options.read(file if isinstance(file, RemotePath) else self.path)
             else:
                 raise ValueError("this result came from an array: give the image to draw on, `result.draw(image)`")
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
@@ -214,6 +216,7 @@ class Result:
             ValueError: the suffix is not that of an image format, or `path` is the image itself.
             OSError: the folder is missing or not writable, or the disk is full.
         """
+        check_local(path, "the picture")
         if self.path is not None and Path(path).resolve() == Path(self.path).resolve():
             raise ValueError(f"{path}: is the image itself, which is never overwritten; give another name")
         save_picture(self.draw(image, score), Path(path))

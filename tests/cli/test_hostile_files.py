@@ -112,7 +112,7 @@ def test_a_postscript_picture_starts_no_program(
 @pytest.mark.parametrize(
     ("command", "source"),
     [
-        *product(("predict", "propose", "explain"), ("https://example.org/a.jpg", "film.mp4", "0", "gone.jpg")),
+        *product(("predict", "propose", "explain"), ("film.mp4", "0", "gone.jpg")),
         *product(("val", "why"), ("nowhere",)),
     ],
 )

@@ -290,7 +290,7 @@ def test_an_image_that_disappears_before_it_is_copied_is_left_out_of_every_forma
         Path(source).unlink() if Path(source).stem == "2" else None
         return copy(source, target)
 
-    with patch("rcnn.cli.writers.shutil.copyfile", side_effect=losing):
+    with patch("rcnn.images.storage.shutil.copyfile", side_effect=losing):
         outcome = run("predict", weights, images, "--format", "json,yolo,coco", "--out", "out")
     assert outcome.code == 0, outcome.err
     assert "5 images" in outcome.out

@@ -112,21 +112,21 @@ def test_a_full_disk_names_the_command_to_continue(run: Run, images: Path, weigh
         (3, "x: the list of images can't be read: No such file", "--list x"),
         (3, "x: the list of images can't be read: No such file", "--list x --shard 1/4"),
         (3, "not a folder", "{images}/0.jpg --shard 1/4"),
-        (3, "addresses are not opened", "s3://bucket/x --shard 1/4"),
+        (3, "addresses of this kind are not opened", "ftp://server/x --shard 1/4"),
         (2, "unknown `drawn`; the formats of shards are jsonl, parquet", "{images} --shard 1/4 --format drawn"),
         (2, "--split is not for --shard", "{images} --shard 1/4 --split val"),
         (2, "--json is not for --shard", "{images} --shard 1/4 --json"),
         (2, "add --shard I/N", "{images} --resume"),
         (3, "empty, line 2: not a path", "--list empty --shard 1/1"),
-        (3, "urls, line 1: addresses are not opened", "--list urls --shard 1/1"),
-        (3, "chained, line 1: addresses are not opened", "--list chained"),
+        (3, "urls, line 1: ftp:...: addresses of this kind", "--list urls --shard 1/1"),
+        (3, "chained, line 1: simplecache:...: addresses with `::`", "--list chained"),
         (3, "has no image", "--list none --shard 1/1"),
         (3, "none: the list of images is empty", "--list none"),
     ],
 )
 def test_wrong_words_are_refused(run: Run, images: Path, weights: Path, code: int, message: str, words: str) -> None:
     Path("empty").write_bytes(b"a.jpg\n\0\n")
-    Path("urls").write_text("https://example.org/a.jpg\n")
+    Path("urls").write_text("ftp://example.org/a.jpg\n")
     Path("chained").write_text("simplecache::s3://bucket/a.jpg\n")
     Path("none").touch()
     run.fails(code, message, "predict", weights, *words.format(images=images).split(), "--out", "out")

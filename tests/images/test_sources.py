@@ -44,8 +44,11 @@ def test_results_are_skipped_unless_they_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("https://example.org/a.jpg", "addresses are not opened"),
-        ("rtsp://camera/1", "addresses are not opened"),
+        ("rtsp://camera/1", r"rtsp:...: addresses of this kind are not opened; there are s3://"),
+        ("ftp://server/a.jpg", "addresses of this kind are not opened"),
+        ("data:image/png;base64,AAAA", "addresses of this kind are not opened"),
+        ("https://user:password@example.org/a.jpg", "a user, a password or a signature"),
+        ("simplecache::s3://bucket/a.jpg", "chain several schemes"),
         ("film.mp4", "videos are not read"),
         ("0", "cameras are not read"),
         ("gone.jpg", "no such file, folder or glob"),

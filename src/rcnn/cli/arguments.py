@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from rcnn.config import Settings
 from rcnn.config.aliases import ALIASES, IMAGE_SIZE, SUGGESTIONS
 from rcnn.errors import SettingsError
+from rcnn.images.storage import Location, check_local, is_address, location, shown
 
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 
@@ -22,7 +23,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A run folder, a weights file, or a name such as blood-cells.",
-        callback=lambda model: model if Path(model).exists() else model.removeprefix("model="),
+        callback=lambda model: model if is_address(model) or Path(model).exists() else model.removeprefix("model="),
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is appended if it is taken.")]
@@ -110,7 +111,13 @@ class SuggestingCommand(TyperCommand):
                 value = value if equals else following
                 if suggestion := _suggestion(option, "" if value.startswith("-") else value):
                     raise SettingsError(f"there is no option `{option}` here; {suggestion}")
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            for path in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(path, Path):
+                    check_local(path, "/".join(parameter.opts))
+        return rest
 
 
 class SuggestingGroup(TyperGroup):
@@ -151,6 +158,9 @@ def split(words: Sequence[str], accepted: Collection[str] = ()) -> tuple[list[st
     paths, settings = [], []
     for word in words:
         name, equals, value = word.partition("=")
+        if is_address(word):
+            paths.append(word)
+            continue
         assigns = bool(equals) and not Path(word).exists()
         if assigns and name in ("data", "source"):
             word = value
@@ -170,8 +180,8 @@ def split(words: Sequence[str], accepted: Collection[str] = ()) -> tuple[list[st
 
 def one_path(
     words: Sequence[str], metavar: str, options: Mapping[str, object] | None = None, accepted: Collection[str] = ()
-) -> tuple[Path, list[str]]:
-    """Return the only path among the words, and the settings: those among the words, then options that have a value.
+) -> tuple[Location, list[str]]:
+    """Return the only path or address among the words, and the settings: those among the words, then of the options.
 
     Raises:
         SettingsError: there is no path, called `metavar` in the message, or more than one; or as for `split`.
@@ -182,18 +192,20 @@ def one_path(
     return path, [*settings, *assignments(options or {})]
 
 
-def optional_path(words: Sequence[str], metavar: str, accepted: Collection[str] = ()) -> tuple[Path | None, list[str]]:
-    """Return the only path among the words, if any, and the settings. `trian.lr=1` counts as a misspelt setting.
+def optional_path(
+    words: Sequence[str], metavar: str, accepted: Collection[str] = ()
+) -> tuple[Location | None, list[str]]:
+    """Return the only path or address among the words, if any, and the settings; `trian.lr=1` is a misspelt setting.
 
     Raises:
         SettingsError: there is more than one path; or as for `split`.
     """
     words, settings = split(words, accepted)
-    misspelt = [word for word in words if _ASSIGNMENT.match(word) and not Path(word).exists()]
+    misspelt = [word for word in words if _ASSIGNMENT.match(word) and not is_address(word) and not Path(word).exists()]
     paths = [word for word in words if word not in misspelt]
     if len(paths) > 1:
-        raise SettingsError(f"one {metavar} is expected, found {len(paths)}: {', '.join(paths)}")
-    return (Path(paths[0]) if paths else None), [*settings, *misspelt]
+        raise SettingsError(f"one {metavar} is expected, found {len(paths)}: {', '.join(map(shown, paths))}")
+    return (location(paths[0]) if paths else None), [*settings, *misspelt]
 
 
 def sides_of(text: str | None) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ import typer
 from rcnn.cli import arguments, screen
 from rcnn.config import Preprocess, Settings, override
 from rcnn.errors import ImageError, SettingsError, plural
+from rcnn.images.storage import Location
 
 if TYPE_CHECKING:
     from rcnn.data.stats import Stats
@@ -195,7 +196,7 @@ def _range(quantiles: tuple[float, ...]) -> str:
     return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in chosen) or "-"
 
 
-def _path_and_settings(words: list[str], on_fault: str | None = None) -> tuple[Path, Settings]:
+def _path_and_settings(words: list[str], on_fault: str | None = None) -> tuple[Location, Settings]:
     """Return the path and the settings among the words."""
     path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
     return path, override(Settings(), changes)

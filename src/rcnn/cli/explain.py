@@ -8,6 +8,7 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.errors import DataError, plural, printable
+from rcnn.images.storage import Location, absolute
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
@@ -58,7 +59,7 @@ def explain(
     from rcnn.images.stream import read_picture
 
     image, changes = arguments.one_path(words, "IMAGE")
-    if not image.is_dir():
+    if not (image.is_dir() if isinstance(image, Path) else False):
         files(image)
     image_size(image, max_pixels=sys.maxsize)  # raises before weights are loaded, as does the next line
     if truth is not None:
@@ -86,7 +87,7 @@ def explain(
         output |= {"image": image, "counts": counts, "detections": origins, "pictures": pictures, "page": page}
 
 
-def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
+def _truth_of(image: Location, data: Path, detector: "Detector") -> "Truth":
     """Return the boxes of an image in a data set: the image with this path, else the only one with this name.
 
     Raises:
@@ -96,7 +97,7 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     from rcnn.metrics.types import Truth
 
     dataset = open_dataset(data, "all", detector.settings.data, names=detector.names, decode=False)
-    same = [record for record in dataset.records if record.path.resolve() == image.resolve()]
+    same = [record for record in dataset.records if absolute(record.path, "") == absolute(image, "")]
     same = same or [record for record in dataset.records if record.path.name == image.name]
     if len(same) != 1:
         number = f"{len(same)} images" if same else "no image"

@@ -75,7 +75,7 @@ def export(
     )
     if library == "openvino":
         new_file(target.with_suffix(".bin"), (".bin",))
-    detector = load_detector(str(path), changes, "cpu")
+    detector = load_detector(str(path) if isinstance(path, Path) else path.url(), changes, "cpu")
     if plain and detector.settings.predict.svd:
         raise SettingsError(
             f"predict.svd is for --format onnx and openvino; {library} has no names for factored layers: "

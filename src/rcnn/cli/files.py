@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 
 from rcnn.errors import SettingsError
 from rcnn.images.sources import MARK, is_below_results, mark_results
+from rcnn.images.storage import Location
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
+
+
+def folder_name(data: Location) -> str:
+    """Return the name of a folder for results on a data set: that of the data set."""
+    return data.resolve().name if isinstance(data, Path) else data.name or data.host or "data"
 
 
 def fresh_folder(out: Path) -> Path:
@@ -49,8 +55,10 @@ def outside_data(out: Path, dataset: "Dataset") -> Path:
     Raises:
         SettingsError: it is in the data set's folder, but not in a folder of results, or next to one of its images.
     """
+    if not isinstance(dataset.root, Path):
+        return out
     folder, root = out.parent.resolve(), dataset.root.resolve()
-    image_folders = {os.path.dirname(record.path) for record in dataset.records}
+    image_folders = {os.path.dirname(str(record.path)) for record in dataset.records}
     inside = folder.is_relative_to(root) and not is_below_results(folder, root)
     if inside or any(folder == Path(path).resolve() for path in image_folders):
         raise SettingsError(f"--out {out}: is in the data set {dataset.root}, which is never written to")

@@ -1,7 +1,6 @@
 """Load a detector and open a data set for a command."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import rcnn
 from rcnn.cli import screen
@@ -9,6 +8,7 @@ from rcnn.config.aliases import IMAGE_SIZE
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
+from rcnn.images.storage import Location
 from rcnn.runtime.by_suffix import is_exported
 
 
@@ -34,7 +34,7 @@ def load_detector(model: str, changes: Sequence[str], device: str, requested: st
     return detector
 
 
-def open_for(detector: Detector, path: str | Path, split: Split, shown: bool = True) -> Dataset:
+def open_for(detector: Detector, path: str | Location, split: Split, shown: bool = True) -> Dataset:
     """Open the data set `path` with the detector's classes and settings; if `shown`, print progress and a summary."""
     with screen.progress("reading images", shown) as progress:
         dataset = open_dataset(path, split, detector.settings.data, names=detector.names, progress=progress)

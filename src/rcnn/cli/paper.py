@@ -62,6 +62,8 @@ def paper(
 
     words, all_seeds = _seeds(words, seeds)
     path, changes = arguments.one_path(words, "DATA", {"train.device": device, "data.on_fault": on_fault})
+    if not isinstance(path, Path):
+        raise SettingsError(f"{path}: rcnn paper reads local data; download it, and give its folder")
     absolute = path.resolve()
     data = (
         absolute.parent.name if absolute.name == "data.yaml" else absolute.name if absolute.is_dir() else absolute.stem

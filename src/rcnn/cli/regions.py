@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from rcnn.detector import Detector, Propose
 from rcnn.errors import ImageError
 from rcnn.images.batch import Preprocessor
 from rcnn.images.decode import image_size
+from rcnn.images.storage import Location
 from rcnn.images.stream import NamedImage, ReadOptions, Skip
 from rcnn.model.sliding_windows import sliding_windows
 from rcnn.presets import build
@@ -24,12 +24,17 @@ from rcnn.result import Result
 from rcnn.weights.adapt import shapes_alone
 
 
+def file_of(image: NamedImage) -> Location:
+    """Return the file of an image of a source of files."""
+    assert isinstance(image.image, Location)
+    return image.image
+
+
 def search(name: str, images: Sequence[NamedImage], settings: Settings, skip: Skip | None) -> Iterator[Result]:
     """Yield the proposals of the search `name` for image files."""
-    paths = [Path(str(image.image)) for image in images]
-    for image, outcome in zip(images, search_files(paths, name, settings.data), strict=True):
+    for image, outcome in zip(images, search_files([*map(file_of, images)], name, settings.data), strict=True):
         if isinstance(outcome, ImageProposals):
-            size = image_size(str(image.image), max_pixels=settings.data.max_pixels)
+            size = image_size(file_of(image), max_pixels=settings.data.max_pixels)
             yield _result(*outcome, image, size, settings)
         elif skip is None:
             raise outcome
@@ -44,7 +49,7 @@ def dense_windows(images: Sequence[NamedImage], settings: Settings, skip: Skip |
     preprocessor = Preprocessor(settings.preprocess)
     for image in images:
         try:
-            size = image_size(str(image.image), max_pixels=settings.data.max_pixels)
+            size = image_size(file_of(image), max_pixels=settings.data.max_pixels)
         except ImageError as error:
             if skip is None:
                 raise
@@ -74,14 +79,14 @@ WITHOUT_DETECTOR: dict[str, Callable[[Sequence[NamedImage], Settings, Skip | Non
 
 
 def external(
-    source: str, images: Sequence[NamedImage], root: Path, detector: Detector, skip: Skip | None, bar: bool
+    source: str, images: Sequence[NamedImage], root: Location | None, detector: Detector, skip: Skip | None, bar: bool
 ) -> Propose:
     """Read the proposals of images from a file, or search for them, and return what puts them into batches.
 
     Args:
         source: a file, or the name of a search or of sliding windows.
         images: the image files.
-        root: folder of all images; a file may name images in it that are not among `images`.
+        root: folder of all images, if there is one; a file may name images in it that are not among `images`.
         detector: takes the proposals.
         skip: if None, an image that a search can't read raises; otherwise the detector reports it.
         bar: show the progress of a search.
@@ -93,7 +98,7 @@ def external(
     records, none = dict[str, Record](), np.zeros(0)
     no_objects = none.reshape(0, 4), none.astype(np.int64), none.astype(bool)
     for image in images:
-        path = Path(str(image.image))
+        path = file_of(image)
         try:
             size = image_size(path, max_pixels=settings.data.max_pixels)
         except ImageError:

@@ -10,6 +10,7 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.config import Settings, to_yaml
+from rcnn.images.storage import is_address, shown
 
 
 def report(
@@ -43,7 +44,8 @@ def describe(folder: Path, model: str, settings: Settings) -> None:
     from rcnn.training.run_folder import environment
     from rcnn.weights.file import atomic_write
 
-    facts = {**environment(), "model": str(Path(model).resolve()) if Path(model).exists() else model}
+    local = not is_address(model) and Path(model).exists()
+    facts = {**environment(), "model": str(Path(model).resolve()) if local else shown(model)}
     atomic_write(folder / "config.yaml", to_yaml(settings).encode())
     atomic_write(folder / "environment.json", (json_format.dumps(facts, indent=2) + "\n").encode())
 

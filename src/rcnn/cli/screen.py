@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from rcnn.config import Preprocess
 from rcnn.console import print_table
 from rcnn.cores import METER
 from rcnn.errors import UNPRINTABLE, cell, plural, printable, wrapped
+from rcnn.images.storage import Location
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
@@ -58,7 +58,7 @@ def jsonable(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Path):
+    if isinstance(value, Location):
         return str(value)
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())

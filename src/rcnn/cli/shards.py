@@ -9,8 +9,9 @@ from pathlib import Path
 from rcnn.cli import arguments, screen
 from rcnn.cli.loading import load_detector
 from rcnn.cli.stream import parse_list
-from rcnn.errors import Interrupted, PredictionError, SettingsError, plural
+from rcnn.errors import Interrupted, PredictionError, SettingsError, StorageError, plural
 from rcnn.images.sources import listed_paths
+from rcnn.images.storage import shown
 from rcnn.shards.names import ShardIndex
 from rcnn.shards.predict import ShardProgress, check_arguments, predict_shard
 
@@ -53,7 +54,7 @@ def run(
         speed = progress.added / max(progress.seconds, 1e-9)
         screen.note(f"{progress.folder}: {plural(progress.pictures, 'image')}, {speed:.1f} per second")
 
-    options = {"score": score, "top": top, "classes": chosen, "batch": batch, "model": model}
+    options = {"score": score, "top": top, "classes": chosen, "batch": batch, "model": shown(model)}
     done = predict_shard(detector, source, out, index, format=format, resume=resume, **options, report=report)
     unread = f", {done.errors:,} of them unreadable" if done.errors else ""
     screen.say(f"shard {index} is complete: {plural(done.pictures, 'image')}{unread}, in {done.folder}")
@@ -67,16 +68,18 @@ def continued(words: Sequence[str]) -> Iterator[None]:
         words: of the command line.
 
     Raises:
-        PredictionError: the disk is full.
+        PredictionError: the disk is full, or remote pictures can't be reached or may not be read.
         Interrupted: a signal ended the block.
     """
-    command = shlex.join(["rcnn", *words, *["--resume"] * ("--resume" not in words)])
+    command = shlex.join(["rcnn", *map(shown, words), *["--resume"] * ("--resume" not in words)])
     remedy = f"Finished images are kept. Continue with: {command}"
     try:
         yield
     except KeyboardInterrupt as error:
         code = getattr(error, "exit_code", Interrupted.exit_code)
         raise Interrupted(f"{str(error) or 'interrupted'}. {remedy}", code) from None
+    except StorageError as error:
+        raise PredictionError(f"{error}. {remedy}") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -22,6 +22,7 @@ from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError, ImageError, SettingsError, plural
 from rcnn.images.sources import FileList, ImageSource, NamedImage, base_of, listed_paths, open_source
+from rcnn.images.storage import Location, RemotePath, common_folder, image_location, is_remote, stored
 from rcnn.result import Result
 from rcnn.training.distributed import join_processes
 
@@ -35,7 +36,7 @@ class Job:
     """One call of `predict` or `propose`: its images, and where and in which formats results are written.
 
     Attributes:
-        base: the folder that all files share.
+        base: the folder that all files share; None if some are remote, and they share none.
         distributed: the processes that share the images.
         skip: called for each image that can't be read; if None, the first one raises.
 
@@ -81,9 +82,17 @@ class Job:
         self._as_json, self._out = as_json, out
         data = override(Settings(), [word for word in self._changes if word.startswith("data.")]).data
         self._images, self.base, ids = open_sources(sources, split, data) if listed is None else open_list(listed)
+        if (
+            {"voc", "yolo"} & {*self._formats}
+            and isinstance(self._images, FileList)
+            and any(isinstance(file := stored(path), RemotePath) and file.has_parameters for path in self._images.paths)
+        ):
+            raise SettingsError(
+                "--format voc and yolo copy the pictures, for which addresses must have no parameters; leave them out"
+            )
         self._number = len(self._images) if isinstance(self._images, Sized) else None
         files = self._images if isinstance(self._images, FileList) else FileList([])
-        self._shared = shared_stems(map(Path, files.names())) if {"voc", "yolo"} & {*self._formats} else set()
+        self._shared = shared_stems(map(file_name, files.names())) if {"voc", "yolo"} & {*self._formats} else set()
         self._image_id = listed_ids(images) if images else named_ids(ids, files if "coco" in self._formats else ())
         self._unread, self._must_read = 0, on_fault != "skip"
         raises = on_fault == "stop" or (self._number == 1 and on_fault != "skip")
@@ -130,7 +139,7 @@ class Job:
             SettingsError: a source is not a list of files.
         """
         images = self.images()
-        if not isinstance(images, Sequence) or not all(isinstance(image.image, Path) for image in images):
+        if not isinstance(images, Sequence) or not all(isinstance(image.image, Location) for image in images):
             raise SettingsError("proposals from a file, a search or sliding windows are for image files only")
         return list(images)
 
@@ -151,10 +160,10 @@ class Job:
                 formats = sorted(self._formats, key=lambda name: name in LISTS)
                 writers = [stack.enter_context(FORMATS[name](target)) for name in formats]
                 for result in results:
-                    name = Path(result.origin.name)
+                    name = result.origin.name
                     try:
                         for write in writers:
-                            write(result, name)
+                            write(result, file_name(name))
                     except ImageError as error:  # its file has disappeared since it was read
                         if self.skip is None:
                             raise
@@ -206,9 +215,20 @@ class Job:
             screen.say(f"left out as unreadable: {plural(sum(unread), 'image')}, named above")
 
 
+def file_name(name: str) -> Path:
+    """Return the path below the folder of results for an image, which lies in it whatever the image is called.
+
+    The names of remote images may begin with a scheme, and have parts that a path can't have.
+    """
+    if ".." not in name and "//" not in name and not name.startswith("/"):
+        return Path(name)
+    replaced = {"": "_", ".": "_", "..": "__"}
+    return Path(*(replaced.get(part, part) for part in name.replace("://", "/").split("/")))
+
+
 def open_sources(
     sources: Sequence[str], split: Split | None, settings: Data
-) -> tuple[ImageSource, Path, dict[str, int | str]]:
+) -> tuple[ImageSource, Location | None, dict[str, int | str]]:
     """Open the sources as one; files are named by their paths below the folder that they share.
 
     Returns:
@@ -218,9 +238,9 @@ def open_sources(
         ImageError: a source is missing, or holds no images.
         DataError: as for `open_dataset`.
     """
-    opened, bases, ids = list[ImageSource](), list[Path](), dict[str, int | str]()
+    opened, bases, ids = list[ImageSource](), list[Location](), dict[str, int | str]()
     for source in sources:
-        if split is None and not (Path(source).suffix.lower() in LIST_SUFFIXES and os.path.isfile(source)):
+        if split is None and not _is_list(source):
             opened.append(open_source(source))
             bases += [base_of(source)] * isinstance(opened[-1], FileList)
             continue
@@ -230,18 +250,26 @@ def open_sources(
         if dataset.format == "coco":
             ids |= {str(record.path): record.id for record in dataset.records}
         opened.append(FileList([str(record.path) for record in dataset.records]))
-        bases.append(Path(os.path.abspath(os.path.commonpath([record.path.parent for record in dataset.records]))))
-    base = Path(os.path.commonpath(bases)) if bases else Path()
+        bases.append(common_folder([record.path.parent for record in dataset.records]) or dataset.root)
+    base = common_folder(bases) if bases else Path()
     lists = [source.below(base) if isinstance(source, FileList) else source for source in opened]
     if len(lists) == 1:
         return lists[0], base, ids
     if len(bases) == len(sources):
         paths = (source.paths for source in opened if isinstance(source, FileList))
-        return FileList([*chain.from_iterable(paths)], str(base)), base, ids
+        return FileList([*chain.from_iterable(paths)], base), base, ids
     return chain.from_iterable(lists), base, ids
 
 
-def open_list(file: str) -> tuple[FileList, Path, dict[str, int | str]]:
+def _is_list(source: str) -> bool:
+    """Return whether a source is a file that may list images."""
+    file = image_location(source)
+    if file.suffix.lower() not in LIST_SUFFIXES:
+        return False
+    return file.is_file() if isinstance(file, RemotePath) else os.path.isfile(file)
+
+
+def open_list(file: str) -> tuple[FileList, Location | None, dict[str, int | str]]:
     """Open the images in a list, in its order, as `open_sources` opens others.
 
     Raises:
@@ -250,11 +278,12 @@ def open_list(file: str) -> tuple[FileList, Path, dict[str, int | str]]:
     paths = [*listed_paths(file)]
     if not paths:
         raise ImageError(f"{file}: the list of images is empty")
-    base = Path(os.path.commonpath({os.path.dirname(os.path.abspath(path)) for path in paths}))
-    return FileList(paths, str(base)), base, {}
+    folders = {str(stored(path).parent) if is_remote(path) else os.path.dirname(path) for path in paths}
+    base = common_folder(map(stored, folders))
+    return FileList(paths, base), base, {}
 
 
-def print_counts(name: Path, counts: Mapping[str, int], count: int, images: int | None, begun: float) -> None:
+def print_counts(name: str, counts: Mapping[str, int], count: int, images: int | None, begun: float) -> None:
     """Print a line for each of the first images, the number of the others, if known, and then a line per hundred."""
     if count <= MAX_PRINTED_IMAGES:
         boxes = ", ".join(f"{number} {label}" for label, number in counts.items())

@@ -30,7 +30,7 @@ def val(
 
     Example: rcnn val runs/train/exp-1 data/ --split test
     """
-    from rcnn.cli.files import fresh_folder
+    from rcnn.cli.files import folder_name, fresh_folder
     from rcnn.cli.loading import load_detector, open_for
     from rcnn.cli.report import describe, page_of
     from rcnn.data.formats.find import find_layout
@@ -66,7 +66,7 @@ def val(
         if distributed.writer:
             screen.note(*detector.pooler.remarks.values())
             show(metrics)
-            folder = fresh_folder(out or Path("runs/val") / path.resolve().name)
+            folder = fresh_folder(out or Path("runs/val") / folder_name(path))
             screen.say("")
             with page_of(folder):
                 describe(folder, model, settings)

@@ -36,7 +36,7 @@ def why(
 
     Example: rcnn why runs/train/exp-1 data/
     """
-    from rcnn.cli.files import fresh_folder
+    from rcnn.cli.files import folder_name, fresh_folder
     from rcnn.cli.loading import load_detector, open_for
     from rcnn.cli.report import describe, page_of
     from rcnn.data.formats.find import find_layout
@@ -58,7 +58,7 @@ def why(
         screen.note(*detector.pooler.remarks.values())
         summary = report(answer, dataset, settings)
         show(summary)
-        folder = fresh_folder(out or Path("runs/why") / path.resolve().name)
+        folder = fresh_folder(out or Path("runs/why") / folder_name(path))
         tree = document(summary, dataset)
         text = json_format.dumps(screen.jsonable(tree), indent=2, ensure_ascii=False)
         (folder / "why.json").write_text(text + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +19,7 @@ from rcnn.data.formats.folders import write_text
 from rcnn.data.formats.yolo import yaml_text
 from rcnn.draw import as_rgb, save_picture
 from rcnn.errors import ImageError
+from rcnn.images.storage import Location, copy_file, stored
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -181,23 +181,23 @@ def _labelled(
         with _complete(path) as label_file, _complete(image) as image_file:
             label_file.write_text(text(result), encoding="utf-8")
             if result.path is not None:
-                _copy(result.path, image_file)
+                _copy(stored(result.path), image_file)
             elif isinstance(result.origin.image, np.ndarray):
                 save_picture(as_rgb(result.origin.image), image_file)
 
     return _file_per_image(labels, named, copy)
 
 
-def _copy(source: str, copy: Path) -> None:
+def _copy(source: Location, copy: Path) -> None:
     """Copy an image.
 
     Raises:
         ImageError: the image has disappeared since it was read, or is a folder now.
     """
     try:
-        shutil.copyfile(source, copy)
+        copy_file(source, copy)
     except OSError as error:
-        if error.filename != source or error.filename2 is not None:  # the copy can't be written
+        if error.filename != str(source) or error.filename2 is not None:  # the copy can't be written
             raise
         raise ImageError(f"{source}: the image can't be copied: {error.strerror}") from None
 

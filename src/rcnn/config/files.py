@@ -16,7 +16,7 @@ class UnfitFile(OSError):
     """A file that must not be opened. The message gives the reason."""
 
 
-def check_given(path: str | Path, what: str) -> None:
+def check_given(path: object, what: str) -> None:
     """Check that a path is not an empty text, which `Path` takes for the current folder.
 
     Raises:

@@ -13,7 +13,7 @@ class Data(Section):
     """The data to read, and the treatment of faulty images."""
 
     path: str | None = None
-    """Folder, COCO json, data.yaml or csv. None: the command's argument."""
+    """Folder, COCO json, data.yaml or csv, or the address of one. None: the command's argument."""
     on_fault: Literal["damaged", "stop", "skip"] = "damaged"
     """Images to leave out; damaged: those that can't be decoded; skip: those with any fatal fault; stop: none."""
     train: str = "train"
@@ -34,6 +34,10 @@ class Data(Section):
     """Images that the data names outside its own folder: read them, or report a fault."""
     edge_model: str | None = None
     """edge-boxes: OpenCV's edge model, model.yml.gz; see docs/predict.md."""
+    cache: str | None = None
+    """Folder in which decoded images are kept for later epochs and runs; see docs/data.md. None: off."""
+    cache_gb: Annotated[float, Field(ge=0.001, le=1_000_000)] = 50
+    """Maximum size of the folder `cache`, GB. The images that have not been used for longest are deleted first."""
     licence: str | None = None
     """Licence of the data, stored with the weights; free text."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None

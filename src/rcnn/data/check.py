@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from rcnn.config import Data
@@ -12,6 +11,7 @@ from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.pixels import decode_images
 from rcnn.data.stats import Stats, statistics
 from rcnn.errors import DataError
+from rcnn.images.storage import Location, location
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,20 @@ class DataReport:
         return {**self.counts, **asdict(self)}
 
 
-def check(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> DataReport:
+def check(path: str | Location, settings: Data, progress: ProgressCallback | None = None) -> DataReport:
     """Read every list of a data set and decode every image, also those that were checked before.
 
     What an earlier check found is not trusted here: a disk may damage a file without changing its times. The outcome is
     remembered for the next training.
 
     Args:
-        path: folder, COCO json, data.yaml or csv.
+        path: folder, COCO json, data.yaml or csv, or the address of one.
         settings: how the data are read.
         progress: called with (images done, images in total).
 
     Raises:
         DataError: no data set is recognised at the path.
+        SettingsError, StorageError: as for `open_dataset`.
     """
     layout = find_layout(path)
     datasets: list[Dataset] = []
@@ -84,7 +85,7 @@ def check(path: str | Path, settings: Data, progress: ProgressCallback | None = 
             example = min(shared).name
             notes.append(f"{len(shared)} images are in both `{one.split}` and `{other.split}`, such as {example}")
     return DataReport(
-        path=str(path),
+        path=str(location(path)),
         format=layout.format,
         names=datasets[0].names if datasets else (),
         lists={dataset.split: statistics(dataset) for dataset in datasets},

@@ -8,6 +8,7 @@ from pathlib import Path
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import FORMATS
 from rcnn.errors import SettingsError
+from rcnn.images.storage import Location, check_local
 
 
 def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> list[str]:
@@ -20,11 +21,12 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
     datasets = [data] if isinstance(data, Dataset) else list(data)
     if format not in FORMATS:
         raise SettingsError(f"unknown format `{format}`; choose {', '.join(FORMATS)}")
-    out = Path(out)
+    check_local(out, "a copy of a data set")
+    out, root = Path(out), datasets[0].root
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out}: the folder is not empty; give a new or empty folder")
-    if out.resolve().is_relative_to(datasets[0].root.resolve()):
-        raise SettingsError(f"{out}: lies inside the data set {datasets[0].root}, which is never written to")
+    if isinstance(root, Path) and out.resolve().is_relative_to(root.resolve()):
+        raise SettingsError(f"{out}: lies inside the data set {root}, which is never written to")
     out.mkdir(parents=True, exist_ok=True)
     try:
         return FORMATS[format].write(datasets, out, _file_names(datasets))
@@ -33,9 +35,9 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
         raise
 
 
-def _file_names(datasets: Sequence[Dataset]) -> dict[Path, str]:
+def _file_names(datasets: Sequence[Dataset]) -> dict[Location, str]:
     """Choose a file name for every image, no two with the same stem."""
-    names: dict[Path, str] = {}
+    names: dict[Location, str] = {}
     stems: set[str] = set()
     for record in (record for dataset in datasets for record in dataset.records):
         if record.path in names:

@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
 
 from rcnn.images.sources import NamedImage
+from rcnn.images.storage import Location, stored
 from rcnn.images.views import View
 
 
@@ -38,7 +38,7 @@ class Record:
     """One image and its boxes.
 
     Attributes:
-        path: the image file.
+        path: the image file, perhaps a remote one.
         name: path relative to the data set's folder, with forward slashes; unique, and used to seed random changes.
         id: the data set's own image id (COCO), else the name without its suffix.
         size: (height, width) after EXIF rotation.
@@ -50,7 +50,7 @@ class Record:
         file_size: (height, width) of the file if there is a `view`.
     """
 
-    path: Path
+    path: Location
     name: str
     id: int | str
     size: tuple[int, int]
@@ -217,7 +217,7 @@ class Records(Sequence[Record]):
         own = slice(begin[3], end)
         text = self._text(name, key)
         return Record(
-            Path(self._text(begin[2], path)),
+            stored(self._text(begin[2], path)),
             self._text(path, name),
             int(text) if number else text,
             (height, width),
@@ -262,7 +262,7 @@ class Dataset:
         notes: remarks for the user, such as how the data was split.
     """
 
-    root: Path
+    root: Location
     format: str
     split: str
     names: tuple[str, ...]

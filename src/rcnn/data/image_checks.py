@@ -26,6 +26,8 @@ from rcnn.weights.file import load_weights, save_weights
 ProgressCallback = Callable[[int, int], None]
 SIZED, DECODED, TRANSPARENT = 1, 2, 4
 """Bits of `_Table.state`."""
+READERS = 16
+"""Number of threads that read remote files, most of whose time is spent waiting."""
 NO_LARGEST, MOST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
@@ -105,14 +107,22 @@ class ImageChecks:
         before = table.state.copy()
         sizes: list[Size | ImageError] = [(height, width) for height, width in table.size.tolist()]
         todo = np.flatnonzero(table.state & SIZED == 0).tolist()
-        for done, row in enumerate(todo, start=1):
+
+        def read(row: int) -> Size | ImageError:
             try:
-                sizes[row] = table.size[row] = image_size(paths[row], max_pixels=self._max_pixels)
-                table.state[row] |= SIZED
+                return image_size(paths[row], max_pixels=self._max_pixels)
             except ImageError as error:
-                sizes[row] = error
-            if progress is not None:
-                progress(done, len(todo))
+                return error
+
+        threads = READERS if any(is_remote(paths[row]) for row in todo) else 0
+        with closing(ahead(read, todo, threads)) as found:
+            for done, (row, size) in enumerate(zip(todo, found, strict=True), start=1):
+                sizes[row] = size
+                if not isinstance(size, ImageError):
+                    table.size[row] = size
+                    table.state[row] |= SIZED
+                if progress is not None:
+                    progress(done, len(todo))
         self._add(table, unsettled, before)
         return sizes
 
@@ -136,7 +146,8 @@ class ImageChecks:
 
         # Decoding releases Python's lock. The threads silence Pillow's warnings, which changes state that they share.
         # It is restored here.
-        with warnings.catch_warnings(), closing(ahead(look, (paths[row] for row in todo), usable_cores())) as outcomes:
+        threads = max(usable_cores(), READERS if any(is_remote(paths[row]) for row in todo) else 0)
+        with warnings.catch_warnings(), closing(ahead(look, (paths[row] for row in todo), threads)) as outcomes:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             try:
                 for done, (row, outcome) in enumerate(zip(todo, outcomes, strict=True), start=1):

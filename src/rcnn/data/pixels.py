@@ -12,6 +12,7 @@ from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.errors import ImageError
 from rcnn.images.decode import Look
+from rcnn.images.storage import RemotePath, normal
 
 _TWELVE_BIT = 4096
 
@@ -43,9 +44,18 @@ def _files(dataset: Dataset) -> dict[str, str]:
     unreadable = {fault.where for fault in dataset.faults if fault.kind != "mendable"}
     left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
     files = dict(zip(dataset.records.paths(), dataset.records.names(), strict=True))
-    paths = {os.path.normpath(dataset.root / name): name for name in left_out if not unfit_name(name)}
-    files |= {path: name for path, name in paths.items() if os.path.isfile(path)}
+    files |= {path: name for name in left_out if (path := _file_left_out(dataset, name)) is not None}
     return {path: name for path, name in files.items() if path not in unreadable}
+
+
+def _file_left_out(dataset: Dataset, name: str) -> str | None:
+    """Return the path of an image that is left out, if there is such a file; a remote one must be in the data set."""
+    if unfit_name(name):
+        return None
+    path = normal(dataset.root / name)
+    if isinstance(path, RemotePath):
+        return str(path) if path.is_relative_to(dataset.root) and path.is_file() else None
+    return str(path) if os.path.isfile(path) else None
 
 
 def _without(damaged: Mapping[str, ImageError], dataset: Dataset, files: Mapping[str, str]) -> Dataset:

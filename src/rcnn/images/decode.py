@@ -4,7 +4,7 @@ import errno
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from rcnn.config.files import MB, UnfitFile, check_regular, unfit_name
-from rcnn.errors import ImageError
+from rcnn.errors import ImageError, StorageError
+from rcnn.images.storage import Location, RemotePath, image_location, local_copy, read_bytes, read_start
 from rcnn.images.work import MAX_PIXELS, MeteredFile, check_decoding, check_header
 
 STRIP = 1 << 18
@@ -127,7 +128,11 @@ PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "J
 MAX_FILE_BYTES = 8_000 * MB
 """Maximum size of an image file, bytes."""
 
-_MAX_WHOLE_BYTES = 500 * MB
+MAX_WHOLE_BYTES = 500 * MB
+"""Maximum size of an image file that is read into memory completely, as remote ones are, bytes."""
+
+_HEAD_BYTES = 1 << 16  # contain the headers of most images
+_JPEG = b"\xff\xd8"
 _STREAMED = ("TIFF", "PNG", "BMP", "PPM")  # files of other formats may be read into memory completely
 _FOREIGN = {
     b"%!PS": "EPS",
@@ -170,7 +175,7 @@ class Look(NamedTuple):
 
 
 def read_image(
-    path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS, in_channels: int | None = 3
+    path: str | Location, *, white: int | None = None, max_pixels: int = MAX_PIXELS, in_channels: int | None = 3
 ) -> np.ndarray:
     """Read an image file, turned upright, as (H, W, in_channels) uint8.
 
@@ -181,11 +186,14 @@ def read_image(
     Raises:
         ImageError: the file is missing, empty, truncated, not an image, over `max_pixels`, or has other channels.
         OSError: there are no file handles left. All functions that read images raise it.
+        StorageError: a remote location can't be reached, or may not be read, or a package that opens it is missing. All
+            functions that read image files raise it.
     """
-    path = Path(path)
+    path = image_location(path)
     with named_errors(path):
         if path.suffix.lower() == ".npy":
-            return _channels(read_array(open_array(path, max_pixels, in_channels), white), in_channels)
+            with local_copy(path, MAX_WHOLE_BYTES) as file:
+                return _channels(read_array(open_array(file, max_pixels, in_channels), white), in_channels)
         return _read(path, white, max_pixels, in_channels or 3)
 
 
@@ -206,7 +214,7 @@ def read_encoded(
         return _read(content, white, max_pixels, in_channels)
 
 
-def _read(file: Path | bytes, white: int | None, max_pixels: int, in_channels: int) -> np.ndarray:
+def _read(file: Location | bytes, white: int | None, max_pixels: int, in_channels: int) -> np.ndarray:
     with open_image(file, max_pixels, pages=in_channels + 1) as image:
         if in_channels not in (1, 3) and _has_pages(image, in_channels):
             return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
@@ -215,13 +223,13 @@ def _read(file: Path | bytes, white: int | None, max_pixels: int, in_channels: i
     return _upright(array, orientation)
 
 
-def read_rgb(path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_rgb(path: str | Location, *, white: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image file as `read_image` does for 3 channels, as a Pillow image; most need no copy of their pixels.
 
     Raises:
-        ImageError, OSError: as for `read_image`.
+        ImageError, OSError, StorageError: as for `read_image`.
     """
-    path = Path(path)
+    path = image_location(path)
     if path.suffix.lower() != ".npy":
         with named_errors(path), open_image(path, max_pixels) as image:
             if image.mode == "RGB" and not image.has_transparency_data and _orientation(image) == 1:
@@ -304,38 +312,56 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: str | Location, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Read (height, width) of an image file after EXIF rotation, from its header alone.
+
+    Of a remote file, only the first part is read if that is enough.
 
     Raises:
         ImageError: the file is missing, empty, not an image or over `max_pixels`.
     """
-    path = Path(path)
+    path = image_location(path)
     with named_errors(path):
         if path.suffix.lower() == ".npy":
-            height, width = open_array(path, max_pixels).shape[:2]
-            return height, width
-        with open_image(path, max_pixels) as image:
-            width, height = image.size
-            # Pillow rotates TIFFs itself and reports their rotated size.
-            turned = image.format != "TIFF" and _orientation(image) >= 5
-            return (width, height) if turned else (height, width)
+            with local_copy(path, MAX_WHOLE_BYTES) as file:
+                height, width = open_array(file, max_pixels).shape[:2]
+                return height, width
+        if isinstance(path, RemotePath):
+            head = read_start(path, _HEAD_BYTES)
+            if len(head) < _HEAD_BYTES:
+                with explained_errors(head):
+                    return _size_of_image(head, max_pixels)
+            # The marker that ends the header of a JPEG is read before its size is known. A TIFF or PNG may have its
+            # orientation after the pixels.
+            if head.startswith(_JPEG):
+                with suppress(Exception):
+                    return _size_of_image(head, max_pixels)
+        return _size_of_image(path, max_pixels)
 
 
-def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
+def _size_of_image(file: Location | bytes, max_pixels: int) -> tuple[int, int]:
+    with open_image(file, max_pixels) as image:
+        width, height = image.size
+        # Pillow rotates TIFFs itself and reports their rotated size.
+        turned = image.format != "TIFF" and _orientation(image) >= 5
+        return (width, height) if turned else (height, width)
+
+
+def verify_image(path: str | Location, *, max_pixels: int = MAX_PIXELS) -> Look:
     """Decode an image file completely.
 
     Raises:
         ImageError: as for `read_image`, but with any number of channels.
     """
-    path = Path(path)
+    path = image_location(path)
     with named_errors(path):
         if path.suffix.lower() == ".npy":
-            array = open_array(path, max_pixels)
-            if array.dtype.kind == "f":
-                check_floats(read_pieces(array))
-            deep = array.dtype.kind in "iu" and array.dtype.itemsize > 1
-            return Look(max(int(piece.max()) for piece in read_pieces(array)) if deep else None)
+            with local_copy(path, MAX_WHOLE_BYTES) as file:
+                array = open_array(file, max_pixels)
+                if array.dtype.kind == "f":
+                    check_floats(read_pieces(array))
+                deep = array.dtype.kind in "iu" and array.dtype.itemsize > 1
+                return Look(max(int(piece.max()) for piece in read_pieces(array)) if deep else None)
         with open_image(path, max_pixels) as image:
             load(image)
             if not _is_deep(image):
@@ -347,12 +373,12 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
 
 
 @contextmanager
-def named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Location) -> Iterator[None]:
     """Turn any error with a file into an `ImageError` that names the file."""
     if reason := next(filter(None, map(unfit_name, path.parts)), None):
         raise ImageError(f"{path}: this name {reason}; rename the file or folder")
     try:
-        with explained_errors(path):
+        with explained_errors(path if isinstance(path, Path) else None):
             yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
@@ -364,12 +390,13 @@ def explained_errors(file: Path | bytes | None = None) -> Iterator[None]:
 
     Raises:
         OSError: there are no file handles left.
+        StorageError: of a remote location.
     """
     try:
         with warnings.catch_warnings():  # Pillow warns of damage, such as in EXIF data, without naming the file
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
-    except ImageError:
+    except (ImageError, StorageError):
         raise
     except UnfitFile as error:
         raise ImageError(f"{error}") from None
@@ -395,8 +422,8 @@ def _not_an_image(file: Path | bytes) -> str:
         head = content.read(32)
     if not head:
         return "the file is empty"
-    if _size_of(file) > _MAX_WHOLE_BYTES:
-        return f"this is not an image; above {_MAX_WHOLE_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
+    if _size_of(file) > MAX_WHOLE_BYTES:
+        return f"this is not an image; above {MAX_WHOLE_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
     name = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
         name = "HEIC, a video, or an AVIF that is damaged"
@@ -413,21 +440,28 @@ def _size_of(file: Path | bytes) -> int:
 
 
 @contextmanager
-def open_image(file: Path | bytes, max_pixels: int, pages: int = 1) -> Iterator[Image.Image]:
+def open_image(file: Location | bytes, max_pixels: int, pages: int = 1) -> Iterator[Image.Image]:
     """Open an image of at most `max_pixels`, reading only its header. `load` reads its pixels, within the context.
+
+    A remote file is read completely.
 
     Args:
         file: the file, or its content.
         max_pixels: the limit.
         pages: number of pages of a TIFF that will be read.
     """
+    if isinstance(file, RemotePath):
+        content = read_bytes(file, MAX_WHOLE_BYTES)
+        with explained_errors(content), open_image(content, max_pixels, pages) as image:
+            yield image
+        return
     size = _size_of(file)
     with MeteredFile(FileIO(file) if isinstance(file, Path) else BytesIO(file), size) as metered:
         check_header(metered, pages)
         with _open_lock:  # Pillow's own limit is global; ours is an argument
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                image = Image.open(metered, formats=PILLOW_FORMATS if size <= _MAX_WHOLE_BYTES else _STREAMED)
+                image = Image.open(metered, formats=PILLOW_FORMATS if size <= MAX_WHOLE_BYTES else _STREAMED)
             finally:
                 Image.MAX_IMAGE_PIXELS = before
         if isinstance(file, Path):  # lets Pillow map pixels that are not compressed

@@ -1,11 +1,10 @@
-"""Sources of images: files, folders and globs, and any other iterable of named images.
+"""Sources of images: files, folders, globs and addresses, and any other iterable of named images.
 
 A source is an iterable of `NamedImage`. Files are read later, by the threads of `images.stream`; a video or a camera
 yields pixels. A source with a length is read ahead; one without is iterated one image at a time.
 """
 
 import os
-import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,14 +19,23 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from rcnn.errors import ImageError
+from rcnn.errors import ImageError, SettingsError
 from rcnn.images.decode import IMAGE_SUFFIXES
+from rcnn.images.storage import (
+    Location,
+    RemotePath,
+    files_below,
+    image_location,
+    is_address,
+    is_remote,
+    local_path,
+    location,
+    open_binary,
+    stored,
+)
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
 """Suffixes of videos."""
-
-_ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):|[a-z][a-z0-9+.-]*:(:|//)", re.IGNORECASE)
-
 
 Encoded = bytes | bytearray | memoryview | BinaryIO
 """The content of an image file, or a file object that is open for reading it."""
@@ -37,14 +45,14 @@ class NamedImage(NamedTuple):
     """An image of a source.
 
     Attributes:
-        image: a file to be read, its bytes, a binary file object, or pixels in any form that `as_array` takes; None:
-            the pixels were not kept.
+        image: a file to be read, perhaps a remote one, its bytes, a binary file object, or pixels in any form that
+            `as_array` takes; None: the pixels were not kept.
         name: unique in its source, and used for messages and for the names of results; empty for a single array.
         frame: number of the image in its source, from 0.
         time: seconds since the beginning of a video; None for other sources.
     """
 
-    image: Path | Encoded | np.ndarray | Image.Image | Tensor | None
+    image: Location | Encoded | np.ndarray | Image.Image | Tensor | None
     name: str = ""
     frame: int = 0
     time: float | None = None
@@ -58,19 +66,19 @@ class FileList(Sequence[NamedImage]):
     """A source of image files. It holds only their paths, and makes an item when it is requested.
 
     Attributes:
-        paths: of the files.
+        paths: of the files; of a remote file, the address that opens it, which is not to be shown.
 
     Args:
         paths: of the files.
         base: absolute folder below which all files are; the names are paths below it, with slashes. None: the names are
-            the paths.
+            the paths, or the addresses without signatures.
         start: number of the first image.
     """
 
-    def __init__(self, paths: Sequence[str], base: str | None = None, start: int = 0) -> None:
+    def __init__(self, paths: Sequence[str], base: Location | None = None, start: int = 0) -> None:
         self.paths, self._base, self._start = paths, base, start
-        self._prefix = "" if base is None else os.path.join(base, "")
-        self._cwd = "" if base is None else os.getcwd()
+        self._prefix = os.path.join(base, "") if isinstance(base, Path) else ""
+        self._cwd = os.getcwd() if isinstance(base, Path) else ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,17 +95,20 @@ class FileList(Sequence[NamedImage]):
         if isinstance(numbers, range):
             return FileList(self.paths[index], self._base, self._start + numbers.start)
         path = self.paths[numbers]
-        return NamedImage(Path(path), self._name(path), self._start + numbers)
+        return NamedImage(stored(path), self._name(path), self._start + numbers)
 
-    def below(self, base: str | Path) -> "FileList":
-        """Return the same files with their paths below an absolute folder as names."""
-        return FileList(self.paths, str(base), self._start)
+    def below(self, base: str | Location | None) -> "FileList":
+        """Return the same files with their paths below an absolute folder, if there is one, as names."""
+        return FileList(self.paths, stored(base) if isinstance(base, str) else base, self._start)
 
     def names(self) -> Iterator[str]:
         """Yield the names."""
         return map(self._name, self.paths)
 
     def _name(self, path: str) -> str:
+        if isinstance(self._base, RemotePath) or is_remote(path):
+            file = stored(path)
+            return file.name_below(self._base) if isinstance(file, RemotePath) else str(file)
         if self._base is None:
             return path
         whole = os.path.join(self._cwd, path)
@@ -118,6 +129,9 @@ MAX_OPEN_FOLDERS = 100
 MAX_LINE_BYTES = 100_000
 """Maximum length of a line in a list of images, bytes."""
 
+MAX_LIST_BYTES = 256_000_000
+"""Maximum size of a remote list of images, bytes."""
+
 MARK = ".rcnn"
 """Name of the file that marks a folder of results, which may lie among the user's images."""
 
@@ -132,7 +146,7 @@ def mark_results(folder: Path, mode: Literal["w", "x"] = "w") -> None:
         file.write("Written by rcnn. Images and labels below are results, not data.\n")
 
 
-def is_results(folder: Path) -> bool:
+def is_results(folder: Location) -> bool:
     """Return whether a folder was marked by `mark_results`."""
     return (folder / MARK).is_file()
 
@@ -142,11 +156,11 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def open_source(source: str | Path) -> ImageSource:
-    """Open a source by its scheme or suffix, or as a file, folder or glob.
+def open_source(source: str | Location) -> ImageSource:
+    """Open a source by its scheme or suffix, or as a file, folder, glob or address.
 
     Raises:
-        ImageError: as for `files`.
+        ImageError, StorageError: as for `files`.
     """
     text = str(source)
     for key, opener in OPENERS.items():
@@ -155,26 +169,32 @@ def open_source(source: str | Path) -> ImageSource:
     return FileList(file_paths(source))
 
 
-def files(source: str | Path) -> list[Path]:
+def files(source: str | Location) -> list[Location]:
     """Return the image files of a path, folder or glob, as `file_paths` does.
 
     Raises:
-        ImageError: as for `file_paths`.
+        ImageError, StorageError: as for `file_paths`.
     """
-    return [Path(path) for path in file_paths(source)]
+    return [stored(path) for path in file_paths(source)]
 
 
-def file_paths(source: str | Path) -> list[str]:
-    """Return the image files of a path, folder or glob, sorted. Our own results below a folder are left out.
+def file_paths(source: str | Location) -> list[str]:
+    """Return the image files of a path, folder or glob, sorted, or of an address, without its wildcards resolved.
+
+    Our own results below a folder are left out.
 
     Raises:
-        ImageError: there are no images, or only results; or the source is an address, a camera or a video.
+        ImageError: there are no images, or only results; or the source is a camera, a video or another stream.
+        StorageError: a remote location can't be reached, or may not be read, or a package that opens it is missing.
     """
-    path = Path(source)
     if not str(source):
         raise ImageError("the path of the images is empty; `.` is the current folder")
     if reason := no_picture(str(source)):
-        raise ImageError(f"{source}: {reason}")
+        raise ImageError(reason if is_address(str(source)) else f"{source}: {reason}")
+    path = image_location(source)
+    if isinstance(path, RemotePath):
+        return _remote_paths(path)
+    source = path if is_address(str(source)) else source
     if os.path.isfile(path):  # unlike Path's method, no error for a name that is too long
         return [str(path)]
     base = base_of(source)
@@ -192,17 +212,40 @@ def file_paths(source: str | Path) -> list[str]:
             images.append(str(found))
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    results = {folder for folder in {*map(os.path.dirname, images)} if is_below_results(Path(folder), base)}
+    results = {folder for folder in {*map(os.path.dirname, images)} if is_below_results(Path(folder), local_path(base))}
     images = [file for file in images if os.path.dirname(file) not in results]
     if not images:
         raise ImageError(f"{source}: there are only results of rcnn here; to use them, name their folder")
     return images
 
 
+def _remote_paths(path: RemotePath) -> list[str]:
+    """Return the addresses of the images at a remote location, sorted: of a file, or of the images below a folder.
+
+    Raises:
+        ImageError, StorageError: as for `file_paths`.
+    """
+    if path.is_file():
+        return [path.url()]
+    if not path.is_dir():
+        hint = "; wildcards in addresses are not resolved: give the folder, or a list (--list)" * bool(
+            {*str(path)} & {*"*?["}
+        )
+        raise ImageError(f"{path}: there is no such file or folder{hint}")
+    images = [*walk(path)]
+    if not images:
+        raise ImageError(f"{path}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images
+
+
 def no_picture(source: str) -> str | None:
     """Return why a source that other programs accept can't be opened here; None for all other sources."""
-    if _ADDRESS.match(source):
-        return "addresses are not opened; download the pictures, and give their folder"
+    if is_address(source):
+        try:
+            location(source)
+        except SettingsError as error:
+            return str(error)
+        return None
     if source.lower().endswith(VIDEO_SUFFIXES):
         return "videos are not read; extract their frames, for example with ffmpeg, and give their folder"
     if source.isdigit() and not os.path.exists(source):
@@ -214,31 +257,35 @@ def listed_paths(file: str) -> Iterator[str]:
     """Yield the paths in a list of images, one per line, as they are read. Empty lines are left out.
 
     Args:
-        file: the list, relative to the current folder like the paths in it; `-` is standard input.
+        file: the list, relative to the current folder like the paths in it, or its address; `-` is standard input.
 
     Raises:
-        ImageError: the list can't be read, or a line is not a path.
+        ImageError: the list can't be read, or a line is neither a path nor an address that can be opened.
+        StorageError: as for `file_paths`, for a remote list.
     """
     try:
-        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as lines:
+        with (
+            nullcontext(sys.stdin.buffer) if file == "-" else open_binary(image_location(file), MAX_LIST_BYTES) as lines
+        ):
             for number in count(1):
                 if not (line := lines.readline(MAX_LINE_BYTES + 1)):
                     return
                 path = os.fsdecode(line.rstrip(b"\r\n"))
                 if len(line) > MAX_LINE_BYTES or "\0" in path:
                     raise ImageError(f"{file}, line {number}: not a path; expected a list with one path per line")
-                if _ADDRESS.match(path):
-                    raise ImageError(f"{file}, line {number}: {no_picture(path)}")
+                if is_address(path) and (reason := no_picture(path)):
+                    raise ImageError(f"{file}, line {number}: {reason}")
                 if path:
                     yield path
     except OSError as error:
         raise ImageError(f"{file}: the list of images can't be read: {error.strerror}") from None
 
 
-def walk(top: str, *, like_glob: bool = False, lazy: bool = False) -> Iterator[str]:
+def walk(top: str | Location, *, like_glob: bool = False, lazy: bool = False) -> Iterator[str]:
     """Yield the paths of the images below a folder, in the order of `Path`, which compares part by part.
 
-    The entries of open folders are held in memory, and folders that can't be read are left out.
+    The entries of open folders are held in memory, and folders that can't be read are left out. Below a remote folder,
+    all paths are held in memory, and our own results are left out.
 
     Args:
         top: the folder.
@@ -249,8 +296,12 @@ def walk(top: str, *, like_glob: bool = False, lazy: bool = False) -> Iterator[s
     Raises:
         ImageError: there are many more other files than images, as on an entire disk.
         OSError: with `lazy`, a folder can't be read.
+        StorageError: as for `file_paths`.
     """
-    images = others = 0
+    if isinstance(top, RemotePath):
+        yield from _walk_remote(top, lazy)
+        return
+    top, images, others = str(top), 0, 0
     folders = [("" if top == os.curdir else os.path.join(top, ""), _entries(top, lazy))]
     while folders:
         folder, entries = folders[-1]
@@ -273,6 +324,26 @@ def walk(top: str, *, like_glob: bool = False, lazy: bool = False) -> Iterator[s
                 yield path
 
 
+def _walk_remote(top: RemotePath, lazy: bool) -> Iterator[str]:
+    """Yield the addresses of the images below a remote folder, without our own results.
+
+    Raises:
+        ImageError, StorageError: as for `walk`.
+    """
+    names, images = list[str](), 0
+    for name in files_below(top):
+        names.append(name)
+        images += is_image(name)
+        try:
+            check_walk(top, images, len(names))
+        except OSError as error:
+            raise ImageError(f"{top}: {error}") from None
+    results = {name.removesuffix(MARK) for name in names if name.endswith(f"/{MARK}")}
+    for name in names if lazy else sorted(names, key=lambda name: name.split("/")):
+        if is_image(name) and not (results and any(name.startswith(folder) for folder in results)):
+            yield (top / name).url()
+
+
 def _entries(folder: str, lazy: bool) -> Iterator[os.DirEntry[str]]:
     """Yield the entries of a folder, sorted, or with `lazy` as they are read."""
     try:
@@ -292,7 +363,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def check_walk(top: Path, images: int, names: int) -> None:
+def check_walk(top: Location, images: int, names: int) -> None:
     """Stop a search that finds hardly any images.
 
     Raises:
@@ -302,8 +373,11 @@ def check_walk(top: Path, images: int, names: int) -> None:
         raise OSError(f"there are {images} images among the first {names:,} files and folders; give a folder of images")
 
 
-def base_of(source: str | Path) -> Path:
+def base_of(source: str | Location) -> Location:
     """Return the absolute folder where the search for a source starts: its path without wildcards and file names."""
+    source = image_location(source)
+    if isinstance(source, RemotePath):
+        return source if source.is_dir() else source.parent
     plain = Path(*takewhile(lambda part: not set(part) & set("*?["), Path(source).parts))
     return Path(os.path.abspath(plain if os.path.isdir(plain) else plain.parent))
 

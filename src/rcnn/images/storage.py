@@ -19,6 +19,7 @@ from hashlib import blake2b
 from http import HTTPStatus
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from socket import gaierror
 from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
@@ -141,8 +142,14 @@ def name_below(text: str, root: "Location") -> str:
 def lies_in(location: "Location", folder: "Location") -> bool:
     """Return whether a location is a folder, or lies below it, by their texts alone."""
     if isinstance(location, RemotePath):
-        return isinstance(folder, RemotePath) and location.normal().is_relative_to(folder.normal())
+        return location.normal().is_relative_to(normal(folder))
     return isinstance(folder, Path) and location.is_relative_to(folder)
+
+
+def local_path(location: "Location") -> Path:
+    """Return a location that is known to be local as a path."""
+    assert isinstance(location, Path), location
+    return location
 
 
 def common_folder(folders: "Iterable[Location]") -> "Location | None":
@@ -191,7 +198,7 @@ def check_local(path: "str | Location", what: str) -> None:
         SettingsError: it is an address, or was one before `Path` took it for a path.
     """
     if isinstance(path, RemotePath) or _ANY_SLASHES.match(str(path)):
-        raise SettingsError(f"{what} must be local, and an address was given; write there, and upload it afterwards")
+        raise SettingsError(f"{what} must be a local path, and an address was given")
 
 
 def stored(text: str) -> "Location":
@@ -327,25 +334,27 @@ class RemotePath:
                 parts.append(part)
         return self._at("/".join(parts))
 
-    def name_below(self, folder: Self) -> str:
+    def name_below(self, folder: "Location | None") -> str:
         """Return the path below a folder, with what stands for the parameters of the address, or the whole text."""
-        if not self.is_relative_to(folder) or self == folder:
+        if folder is None or not self.is_relative_to(folder) or self == folder:
             return str(self)
         return self.relative_to(folder) + self._shown_query()
 
-    def relative_to(self, folder: Self) -> str:
+    def relative_to(self, folder: "Location") -> str:
         """Return the path below a folder, with slashes.
 
         Raises:
             ValueError: it is not below this folder.
         """
-        if not self.is_relative_to(folder):
+        if not (isinstance(folder, RemotePath) and self.is_relative_to(folder)):
             raise ValueError(f"{self} is not below {folder}")
         below = self.key[len(folder.key) :]
         return self.unquoted(below[1:] if folder.key else below)
 
-    def is_relative_to(self, folder: Self) -> bool:
+    def is_relative_to(self, folder: "Location") -> bool:
         """Return whether this is a folder, or lies below it."""
+        if not isinstance(folder, RemotePath):
+            return False
         same = (self.scheme, self.host) == (folder.scheme, folder.host)
         return same and (self.key == folder.key or not folder.key or self.key.startswith(f"{folder.key}/"))
 
@@ -714,8 +723,9 @@ def scan(folder: Location) -> "Iterator[Iterator[os.DirEntry[str] | RemoteEntry]
     filesystem = _filesystem(folder)
     slash = "/" if folder.is_web() else ""
     base = f"{filesystem._strip_protocol(folder.url())}/"
+    refresh = {} if folder.is_web() else {"refresh": True}  # it answers later questions about its files, but is new
     found = dict[str, RemoteEntry]()
-    for info in _asked(folder, lambda: filesystem.ls(folder.url() + slash, detail=True)):
+    for info in _asked(folder, lambda: filesystem.ls(folder.url() + slash, detail=True, **refresh)):
         text = info["name"].rstrip("/").removeprefix(base)
         name = folder.unquoted(text)
         if info["name"].startswith(base) and name and "/" not in name and not (folder.is_web() and set(text) & {*"?#"}):
@@ -768,7 +778,11 @@ def _filesystem(path: RemotePath) -> Any:
     key = os.getpid(), path.scheme, path.host
     if key not in _filesystems:
         package = SCHEMES[path.scheme].package
-        options = {"simple_links": False, "encoded": True, "get_client": _web_client, "max_redirects": MAX_REDIRECTS}
+        # Without its cache of instances: one that others made may have old lists of folders.
+        options: dict[str, Any] = {"skip_instance_cache": True}
+        if path.is_web():
+            options |= {"simple_links": False, "encoded": True, "get_client": _web_client}
+            options["max_redirects"] = MAX_REDIRECTS
         try:
             core = importlib.import_module("fsspec.core")
             if package:
@@ -780,7 +794,7 @@ def _filesystem(path: RemotePath) -> Any:
                 f"{path}: {path.scheme}:// needs the package {missing}, which can't be imported ({error}); install it "
                 f"with: pip install {install}"
             ) from None
-        made = _asked(path, lambda: core.url_to_fs(f"{path.scheme}://{path.host}/", **options if path.is_web() else {}))
+        made = _asked(path, lambda: core.url_to_fs(f"{path.scheme}://{path.host}/", **options))
         made[0].dircache.listings_expiry_time = LISTING_SECONDS
         _filesystems[key] = made[0]
     return _filesystems[key]
@@ -837,8 +851,9 @@ def _translated(path: RemotePath, error: Exception) -> tuple[Exception, bool]:
     kinds = [type(link).__name__ for link in chain]
     status = next(filter(None, map(_status, chain)), None)
     code = next(filter(None, map(_code, chain)), "")
-    numbers = (os.strerror(link.errno) for link in reversed(chain) if isinstance(link, OSError) and link.errno)
-    reason = code or (f"HTTP {status}" if status else next(numbers, kinds[-1]))
+    causes = (link for link in reversed(chain) if isinstance(link, OSError) and link.errno)
+    texts = (str(link.strerror) if isinstance(link, gaierror) else os.strerror(link.errno or 0) for link in causes)
+    reason = code or (f"HTTP {status}" if status else next(texts, kinds[-1]))
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return _EmptyFile(), False
     if any("Redirect" in kind for kind in kinds):

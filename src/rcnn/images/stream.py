@@ -21,11 +21,12 @@ from rcnn.images.batch import Preprocessor, Size
 from rcnn.images.decode import MAX_PIXELS, as_array, read_encoded, read_image
 from rcnn.images.large import large_size, open_windows
 from rcnn.images.sources import Encoded, NamedImage, open_source
+from rcnn.images.storage import Location, RemotePath, image_location
 from rcnn.images.views import Views
 from rcnn.model.structures import Batch, NormalisedBatch
 
-Picture = str | Path | Encoded | np.ndarray | Image.Image | Tensor | NamedImage | tuple[str | int, Any]
-"""An image, its encoded file, the path of a file, folder or glob, or in a sequence a pair of a key and an image."""
+Picture = str | Location | Encoded | np.ndarray | Image.Image | Tensor | NamedImage | tuple[str | int, Any]
+"""An image, its encoded file, the path or address of a file or folder, a glob, or in a sequence a key with an image."""
 Skip = Callable[[ImageError], None]
 ViewsOf = Callable[[Size], Views]
 """(height, width) of an image -> its views."""
@@ -82,7 +83,7 @@ class ReadOptions(NamedTuple):
         """Return `data.white`, `data.max_pixels` and `preprocess.in_channels`."""
         return cls(settings.data.white, settings.data.max_pixels, settings.preprocess.in_channels)
 
-    def read(self, path: str | Path) -> np.ndarray:
+    def read(self, path: str | Location) -> np.ndarray:
         """Read an image file as (H, W, in_channels) uint8.
 
         Raises:
@@ -94,7 +95,7 @@ class ReadOptions(NamedTuple):
 DEFAULT_OPTIONS = ReadOptions()
 
 
-def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
+def read_picture(path: str | Location, settings: Settings) -> np.ndarray:
     """Read an image file as (H, W, preprocess.in_channels) uint8, according to the settings.
 
     Raises:
@@ -109,7 +110,7 @@ class Opened(NamedTuple):
     Attributes:
         origin: the image as in its source, but `image` is the file, or the decoded pixels (H, W, C) if they are kept,
             or None.
-        path: the file; None for an image in memory.
+        path: the file, or its address without a signature; None for an image in memory.
         size: (height, width) of the image, pixels.
         views: what the network sees of it.
         pixels: (C, h, w) of each view, as `Preprocessor.resize` returns them; can be iterated once.
@@ -131,7 +132,7 @@ class KeptPixels:
     def keep(self, source: NamedImage, pixels: np.ndarray) -> NamedImage:
         """Return the image with its pixels, or unchanged if it is a file and there is no room."""
         with self._lock:
-            if isinstance(source.image, Path) and self._bytes + pixels.nbytes > MAX_KEPT_BYTES:
+            if isinstance(source.image, Location) and self._bytes + pixels.nbytes > MAX_KEPT_BYTES:
                 return source
             self._bytes += pixels.nbytes
         return source._replace(image=pixels)
@@ -171,7 +172,7 @@ def read_opened(
         try:
             return _load(source, settings, preprocessor, views_of, kept)
         except ImageError as error:
-            named = isinstance(source.image, Path) or not source.name
+            named = isinstance(source.image, Location) or not source.name
             return error if named else ImageError(f"{source.name}: {error}")
 
     for outcome in ahead(load, _each(images), threads):
@@ -198,7 +199,7 @@ def _each(images: Any) -> Iterator[NamedImage | ImageError]:
         )
     if isinstance(images, NamedImage):
         yield images
-    elif isinstance(images, str | Path):
+    elif isinstance(images, str | Location):
         yield from open_source(images)
     elif isinstance(images, np.ndarray | Image.Image | Tensor | bytes | bytearray | memoryview):
         yield NamedImage(images)
@@ -226,7 +227,7 @@ def _is_pair(item: Any) -> bool:
 def _keyed(key: str | int, image: Any) -> NamedImage:
     """Return an image under its key. A path is that of a file."""
     try:
-        sources = [NamedImage(Path(image))] if isinstance(image, str | Path) else [*_each(image)]
+        sources = [NamedImage(image_location(image))] if isinstance(image, str | Location) else [*_each(image)]
     except ImageError as error:
         raise ImageError(f"{key}: {error}") from None
     if len(sources) != 1 or isinstance(sources[0], ImageError):
@@ -263,6 +264,8 @@ def _load(
             read = open_windows(image, views[0].size, settings)
             return Opened(source, path, large, views, (preprocessor.resize(read(view), view.resized) for view in views))
         array = read_picture(image, settings)
+    elif isinstance(image, RemotePath):
+        path, array = str(image), read_picture(image, settings)
     elif image is None:
         raise ImageError("the pixels of this image were not kept")
     elif not isinstance(image, np.ndarray | Image.Image | Tensor):
@@ -342,7 +345,7 @@ def overlapped(
         device: where `make` computes: several threads read for a GPU, one for the CPU, whose cores all compute.
         keep_pixels: yield the decoded pixels in `Opened.origin`, as far as `MAX_KEPT_BYTES` allows.
     """
-    images = open_source(images) if isinstance(images, str | Path) else images
+    images = open_source(images) if isinstance(images, str | Location) else images
     single = isinstance(
         images, np.ndarray | Tensor | bytes | bytearray | memoryview | NamedImage | Batch | NormalisedBatch
     )

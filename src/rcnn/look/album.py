@@ -18,6 +18,7 @@ from rcnn.detector import Detector
 from rcnn.diagnose.why.outcomes import ALARMS
 from rcnn.errors import DataError, SettingsError, printable
 from rcnn.images.sources import files, is_image
+from rcnn.images.storage import local_path
 from rcnn.look.finder import Finder, JudgedDetections, judge_detections
 from rcnn.metrics.overlap import area
 from rcnn.metrics.proposal_recall import SIZES
@@ -204,7 +205,7 @@ class Album:
         if layout is None:
             top = data if data.is_dir() else data.parent
             start = len(str(top / "a")) - 1  # `relative_to` takes seconds for 100,000 files
-            return [AlbumImage(file, str(file)[start:], "all", None) for file in files(data)]
+            return [AlbumImage(local_path(file), str(file)[start:], "all", None) for file in files(data)]
         settings = self.settings.data.model_copy(update={"on_fault": "skip"})
         splits: tuple[Split, ...] = ("train", "val", "test")
         divided = {"trainval", "all"} & {*layout.lists}
@@ -222,7 +223,11 @@ class Album:
             )
         return [
             AlbumImage(
-                image.path, image.name, dataset.split, Truth(image.boxes, image.labels, image.ignore), image.size
+                local_path(image.path),
+                image.name,
+                dataset.split,
+                Truth(image.boxes, image.labels, image.ignore),
+                image.size,
             )
             for dataset in sets
             for image in dataset.records

@@ -358,7 +358,7 @@ class LabelReview:
                 truth = Truth(record.boxes, record.labels, record.ignore)
                 boxes, labels, ignore = apply_suggestions(truth, accepted[index], record.size)
                 records[index - indices.start] = replace(record, boxes=boxes, labels=labels, ignore=ignore)
-            names = {record.path: abspath(record.path) for record in records}
+            names = {record.path: abspath(str(record.path)) for record in records}
             file = folder / "annotations" / f"{dataset.split}.json"
             file.parent.mkdir(exist_ok=True)
             atomic_write(file, as_json(replace(dataset, records=Records(records)), names).encode())

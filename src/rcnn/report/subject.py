@@ -19,7 +19,7 @@ from rcnn.presets import PRESETS, settings_of
 from rcnn.report.parts import PARTS, ExperimentPart, WhyPart
 from rcnn.report.scores import MAX_FILE_BYTES, Number, Plain, Scores, read_plain
 
-PATH_SETTINGS = ("data.path", "train.init", "train.proposals")
+PATH_SETTINGS = ("data.path", "data.cache", "train.init", "train.proposals")
 """Settings that may hold paths of this machine; a page shows only their last part."""
 
 MAX_EPOCHS = 5000

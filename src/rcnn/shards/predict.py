@@ -15,6 +15,7 @@ from rcnn.config import NETWORK_SECTIONS, dump
 from rcnn.detector import Detector
 from rcnn.errors import ImageError, SettingsError, check_number
 from rcnn.images.sources import NamedImage, mark_results, no_picture, walk
+from rcnn.images.storage import Location, RemotePath, check_local, image_location, is_remote, stored
 from rcnn.images.stream import Skip
 from rcnn.locks import lock
 from rcnn.result import Result
@@ -52,7 +53,7 @@ class ShardProgress(NamedTuple):
 
 def predict_shard(
     detector: Detector,
-    source: str | Path | Iterable[str],
+    source: str | Location | Iterable[str],
     out: str | Path,
     shard: ShardIndex | str = "1/1",
     *,
@@ -68,13 +69,15 @@ def predict_shard(
     """Predict the pictures of one shard, and write their rows to a folder in `out`.
 
     The digest of a picture's name determines its shard. The name is the path below the folder `source`, or in a list
-    the entire path. Rows are written in parts of at most `MAX_PART_PICTURES`, and a part ends after `MAX_PART_SECONDS`.
-    A picture that can't be read is a row with an `error`. Finished pictures are kept whatever ends the function; a kill
-    loses those of the unfinished part. Memory grows by less than 20 bytes per picture of the shard.
+    the entire path, or the address without a signature. Rows are written in parts of at most `MAX_PART_PICTURES`, and
+    a part ends after `MAX_PART_SECONDS`. A picture that can't be read is a row with an `error`. Finished pictures are
+    kept whatever ends the function; a kill loses those of the unfinished part. Memory grows by less than 20 bytes per
+    picture of the shard; the paths below a remote folder are held in memory as well.
 
     Args:
         detector: the detector, with its settings.
-        source: a folder, which is searched recursively, or paths of images, such as those of `listed_paths`.
+        source: a folder, which is searched recursively, or its address, or paths and addresses of images, such as those
+            of `listed_paths`.
         out: folder of all shards.
         shard: the shard, such as `3/8`, counted from 1.
         format: `jsonl` or `parquet`.
@@ -97,9 +100,12 @@ def predict_shard(
         DataError: the manifest or a part of an earlier start is damaged.
         UnavailableError: `format` needs pyarrow, which is not installed.
         OSError: the disk is full, or a file or folder can't be read or written.
+        StorageError: a remote location can't be reached, or may not be read. Pictures that do not exist, or are
+            damaged, are rows with an `error` instead.
         NonFiniteError: the network's output is not finite.
     """
     shard = ShardIndex.parse(shard) if isinstance(shard, str) else shard.checked()
+    check_local(out, "the folder of the shards")
     check_arguments(source, format)
     score = detector.threshold if score is None else score
     if top is not None:
@@ -130,7 +136,7 @@ def predict_shard(
         return writer.progress()
 
 
-def check_arguments(source: str | Path | Iterable[str], format: str) -> None:
+def check_arguments(source: str | Location | Iterable[str], format: str) -> None:
     """Check what needs no detector.
 
     Raises:
@@ -147,15 +153,21 @@ def check_arguments(source: str | Path | Iterable[str], format: str) -> None:
             "a shard is predicted by one process, and torchrun starts several that wait for each other: start one "
             "process per shard without torchrun"
         )
-    if isinstance(source, str | Path) and not os.path.isdir(source):
-        reason = no_picture(str(source)) or "not a folder; a shard is of one folder, or of the paths in a list (--list)"
-        raise ImageError(f"{source}: {reason}")
+    if isinstance(source, str | Location):
+        folder = image_location(source)
+        if not (folder.is_dir() if isinstance(folder, RemotePath) else os.path.isdir(folder)):
+            reason = "not a folder; a shard is of one folder, or of the paths in a list (--list)"
+            raise ImageError(f"{folder}: {no_picture(str(source)) or reason}")
 
 
-def _listing(source: str | Path | Iterable[str]) -> tuple[str, Iterator[tuple[str, str]]]:
-    """Return the absolute path of a folder, empty for a list, and the name and path of each image."""
-    if not isinstance(source, str | Path):
-        return "", ((path, path) for path in source)
+def _listing(source: str | Location | Iterable[str]) -> tuple[str, Iterator[tuple[str, str]]]:
+    """Return the absolute path or the address of a folder, empty for a list, and the name and path of each image."""
+    if not isinstance(source, str | Location):
+        return "", ((str(stored(path)) if is_remote(path) else path, path) for path in source)
+    source = image_location(source)
+    if isinstance(source, RemotePath):
+        images = (file for path in walk(source, lazy=True) if isinstance(file := stored(path), RemotePath))
+        return str(source), ((file.name_below(source), file.url()) for file in images)
     top = str(Path(source))
     start = 0 if top == os.curdir else len(os.path.join(top, ""))
     return os.path.abspath(top), ((path[start:].replace(os.sep, "/"), path) for path in walk(top, lazy=True))
@@ -269,7 +281,7 @@ class _ShardWriter:
         for name, path in images:
             self._listed, key = True, digest(name)
             if self._shard.holds(key) and self._done.add(key):
-                yield NamedImage(Path(path), name)
+                yield NamedImage(stored(path), name)
 
     def add(self, row: Row, image: NamedImage) -> None:
         """Add the row of a picture, and finish the part if it is full or old."""

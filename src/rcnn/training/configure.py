@@ -13,6 +13,7 @@ from rcnn.config.files import check_given
 from rcnn.data.proposals.read import WORDS
 from rcnn.data.proposals.search import EDGE_BOXES, model_file
 from rcnn.errors import SettingsError
+from rcnn.images.storage import Location, absolute, check_local, is_address, is_remote
 from rcnn.presets import settings_of
 from rcnn.runtime.by_suffix import refuse_exported
 from rcnn.training.checkpoint import latest, read_progress
@@ -38,7 +39,7 @@ FROZEN_STAGES = 2
 
 
 def choose_settings(
-    data: str | Path | None = None,
+    data: str | Location | None = None,
     config: str | Path | None = None,
     model: str | None = None,
     overrides: Sequence[str] = (),
@@ -51,7 +52,7 @@ def choose_settings(
     """Return the settings of a run: those of a file, preset or detector, changed by `overrides`, then by `options`.
 
     Args:
-        data: data to train on. None: `data.path` of the settings.
+        data: data to train on, or its address. None: `data.path` of the settings.
         config: path of a `config.yaml`.
         model: name of a preset. None: `DEFAULT_MODEL`.
         overrides: `section.key=value` texts.
@@ -80,7 +81,7 @@ def choose_settings(
         settings = settings_of(model or DEFAULT_MODEL)
     size = [f"{IMAGE_SIZE}={options[IMAGE_SIZE]}"] if IMAGE_SIZE in options else []
     settings = override(settings, [*overrides, *size])
-    tree: dict[str, dict[str, object]] = {"data": {"path": str(Path(data).resolve())} if data is not None else {}}
+    tree: dict[str, dict[str, object]] = {"data": {"path": absolute(data, "data.path")} if data is not None else {}}
     for name in options.keys() - {IMAGE_SIZE}:
         section, key = ("data", name) if name in DATA_OPTIONS else ALIASES.get(name, f"train.{name}").split(".")
         tree.setdefault(section, {})[key] = options[name]
@@ -92,9 +93,15 @@ def choose_settings(
     check_scheme(settings)
     proposals = settings.train.proposals
     if proposals is not None and proposals not in WORDS:  # --resume and --config may be called from elsewhere
-        settings = override(settings, {"train": {"proposals": str(Path(proposals).expanduser().resolve())}})
+        settings = override(settings, {"train": {"proposals": absolute(proposals, "train.proposals")}})
     if proposals == EDGE_BOXES or settings.data.edge_model is not None:
         settings = override(settings, {"data": {"edge_model": str(model_file(settings.data).resolve())}})
+    if settings.data.cache is not None:
+        check_local(settings.data.cache, "data.cache")
+        settings = override(settings, {"data": {"cache": absolute(settings.data.cache, "data.cache")}})
+    for key, text in (("data.path", settings.data.path), ("train.init", settings.train.init)):
+        if text is not None and is_address(text):
+            absolute(text, key)  # it is written to config.yaml
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
     return settings
@@ -203,7 +210,12 @@ def fine_tuning_settings(source: str | Path) -> Settings:
 
     refuse_exported(source)
     detector = load(source, "cpu").settings
-    init = str(source) if str(source) in NAMES else str(weights_of_run(Path(source).expanduser().resolve()))
+    if str(source) in NAMES:
+        init = str(source)
+    elif is_remote(str(source)):
+        init = absolute(str(source), "train.init")
+    else:
+        init = str(weights_of_run(Path(source).expanduser().resolve()))
     norm = "affine" if detector.model.norm == "affine" else "frozen"
     adapted = {
         "model": {"norm": norm, "frozen_stages": detector.model.frozen_stages or FROZEN_STAGES},
@@ -227,6 +239,12 @@ def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settin
             f"Start it again: rcnn train {again}"
         )
     settings = read(folder.config)
+    if settings.data.cache is not None:
+        check_local(settings.data.cache, "data.cache")
+        settings = override(settings, {"data": {"cache": absolute(settings.data.cache, "data.cache")}})
+    for key, text in (("data.path", settings.data.path), ("train.init", settings.train.init)):
+        if text is not None and is_address(text):
+            absolute(text, key)  # it is written to config.yaml
     if settings.data.path is None:
         raise SettingsError(f"{folder.config}: `data.path` is missing, so there is nothing to train on; restore it")
     changes = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rcnn.data.loading.loader import lost_worker
-from rcnn.errors import DataError, ImageError, Interrupted, TrainingError
+from rcnn.errors import DataError, ImageError, Interrupted, StorageError, TrainingError
 from rcnn.signals import termination_interrupts
 from rcnn.training import checkpoint
 from rcnn.training.distributed import lost_process
@@ -33,11 +33,11 @@ def explained(folder: RunFolder) -> Iterator[None]:
             raise
         remedy = "Start again" if checkpoint.latest(folder.checkpoints) is None else f"Resume with: {resume}"
         raise TrainingError(f"{reason}. {remedy}") from None
-    except (OSError, ImageError, DataError) as error:
+    except (OSError, StorageError, ImageError, DataError) as error:
         fault = lost_worker(error) or str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             fault = f"{folder.path}: {error.strerror}. Nothing is lost: free space first"
         saved = checkpoint.latest(folder.checkpoints)
         remedy = f"Resume with: {resume} (last good checkpoint: {saved})" if saved else "Start again"
-        kind = TrainingError if isinstance(error, OSError) else type(error)
+        kind = TrainingError if isinstance(error, OSError | StorageError) else type(error)
         raise kind(f"{fault}. {remedy}") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from rcnn.config import Settings, override
 from rcnn.errors import UnavailableError, WeightsError
+from rcnn.images.storage import RemotePath, downloaded, location
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
 from rcnn.runtime.by_suffix import refuse_exported
@@ -91,17 +92,19 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
         except UnavailableError as error:
             return _without_imagenet(settings, names, str(error).rstrip("."))
         return Start(model, settings)
-    path = weights_of_run(Path(init).expanduser().resolve())
+    file = location(init)
+    path = downloaded(file) if isinstance(file, RemotePath) else weights_of_run(file.expanduser().resolve())
+    source = init if isinstance(file, RemotePath) else str(path)
     refuse_exported(path)
     if path.suffix == ".safetensors" and is_detector(path):
-        return _from_detector(model, path, settings, names, str(path))
+        return _from_detector(model, path, settings, names, source)
     loaded = load_backbone(model.backbone, path, getattr(model.fast_rcnn, "head", None))  # type: ignore[arg-type]
     notes = [f"{loaded.loaded} tensors of the backbone from {loaded.source}"]
     if loaded.missing:
         notes.append(f"{len(loaded.missing)} tensors of the backbone are not in it, such as {loaded.missing[0]}")
     if loaded.unexpected:
         notes.append(f"{len(loaded.unexpected)} tensors of it were not used, such as {loaded.unexpected[0]}")
-    changes = {"train": {"init": str(path)}}
+    changes = {"train": {"init": source}}
     return Start(model, override(settings, changes), tuple(notes), changes)
 
 

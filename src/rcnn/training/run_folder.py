@@ -33,6 +33,7 @@ from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, SettingsError
 from rcnn.images.sources import mark_results
+from rcnn.images.storage import shown
 from rcnn.training.distributed import Distributed
 from rcnn.training.ownership import owned
 from rcnn.weights.file import atomic_write, kept
@@ -213,5 +214,5 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "command": shlex.join(["rcnn" if program == "__main__.py" else program, *sys.argv[1:]]),
+        "command": shlex.join(["rcnn" if program == "__main__.py" else program, *map(shown, sys.argv[1:])]),
     }

@@ -12,12 +12,12 @@ from rcnn.config import Data
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_splits
 from rcnn.data.saved import load_datasets, save_datasets
-from rcnn.errors import DataError, SettingsError
+from rcnn.errors import DataError, SettingsError, StorageError
 from rcnn.training.distributed import Distributed
 from rcnn.training.log import shown_progress
 
 Splits = tuple[Dataset, Dataset]
-FAILURES = (DataError, SettingsError, OSError)
+FAILURES = (DataError, SettingsError, StorageError, OSError)
 """Errors of the data, which are the same in all processes that read it."""
 
 
@@ -47,7 +47,8 @@ def open_shared(
         environment: variables of this process.
 
     Raises:
-        DataError, SettingsError, OSError: `open_data` failed in one of the processes; all of them raise its error.
+        DataError, SettingsError, StorageError, OSError: `open_data` failed in one of the processes; all of them raise
+            its error.
     """
     splits: Splits | None = None
     error: Exception | None = None

@@ -1,7 +1,6 @@
 """Start a new run, with a run folder and a first model, or resume a run from its last checkpoint."""
 
 import itertools
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from rcnn.config import Settings, override, read, to_yaml
 from rcnn.data.loading.windows import training_windows
+from rcnn.images.storage import lies_in, location, normal
 from rcnn.presets import build
 from rcnn.training.checkpoint import latest, read_stage, restore
 from rcnn.training.distributed import Distributed
@@ -46,8 +46,8 @@ def prepare_run(
     settings, notes = distributed.gather(settle_anchors(settings, training_windows(train_set, settings)))[0]
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
     settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
-    path, root = Path(str(settings.data.path)), Path(os.path.normpath(train_set.root))
-    name = (path if root.is_relative_to(path) else root).name or "data"
+    path, root = location(str(settings.data.path)), normal(train_set.root)
+    name = (path if lies_in(root, path) else root).name or "data"
     folder = RunFolder(distributed.share(make(name).path if distributed.writer else Path()))
     if proposals is not None and distributed.writer:
         folder.proposals.mkdir(exist_ok=True)

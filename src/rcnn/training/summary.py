@@ -8,6 +8,7 @@ from rcnn.config import SLIDING_WINDOWS
 from rcnn.data.proposals.external import SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import plural
+from rcnn.images.storage import location
 from rcnn.metrics.table import Metrics, live_metrics
 from rcnn.training.log import duration, memory_gb
 from rcnn.training.run_pictures import draw_end
@@ -51,7 +52,7 @@ def announce_end(trainer: Trainer, detector: Detector, metrics: Metrics) -> None
     if trainer.state.val_proposals:
         windows = isinstance(trainer.state.val_proposals, SlidingWindows)
         proposals = f" --proposals {SLIDING_WINDOWS if windows else 'FILE|selective-search'}"
-    here, data = Path.cwd(), Path(str(settings.data.path))
-    data = data.relative_to(here) if data.is_relative_to(here) else data
+    here, data = Path.cwd(), location(str(settings.data.path))
+    data = data.relative_to(here) if isinstance(data, Path) and data.is_relative_to(here) else data
     split = "test" if settings.data.val == "test" else "val"
     log.say(f"next: rcnn {command} {shlex.join([str(folder.path), str(data), '--split', split])}{proposals}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from rcnn.images.storage import Location, check_local
 from rcnn.training.configure import choose_settings
 from rcnn.training.distributed import join_processes
 from rcnn.training.elastic import Elastic, open_run
@@ -26,7 +27,7 @@ from rcnn.training.trainer import Trainer
 
 
 def train(
-    data: str | Path | None = None,
+    data: str | Location | None = None,
     config: str | Path | None = None,
     *,
     model: str | None = None,
@@ -42,7 +43,7 @@ def train(
     """Train a detector.
 
     Args:
-        data: folder, COCO json, data.yaml or csv. None: `data.path` of `config`.
+        data: folder, COCO json, data.yaml or csv, or the address of one. None: `data.path` of `config`.
         config: path of a `config.yaml`, whose run is repeated. None: the preset `model`.
         model: name of a preset, or timm/NAME. None: mobilenet-fpn.
         start_from: detector to fine-tune, given as for `rcnn.load`: its network, preprocessing and weights.
@@ -59,11 +60,15 @@ def train(
         SettingsError: a setting is wrong, arguments contradict each other, another training owns the run folder
             or is running in this process.
         DataError: the data can't be read, or have faults.
+        StorageError: remote data can't be reached, or may not be read, before training begins.
         WeightsError: the weights to start from, or a checkpoint, can't be used.
-        TrainingError: a loss is not finite, or the disk is full; the last checkpoint is named.
+        TrainingError: a loss is not finite, the disk is full, or remote data can no longer be read; the last checkpoint
+            is named.
         Interrupted: Ctrl-C; the state is saved.
     """
     check_name(name)
+    for path in (runs, *([resume] if resume is not None else [])):
+        check_local(path, "a run folder")
     new_folder = name is not None or Path(runs) != RUNS
     settings = choose_settings(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
     elastic = Elastic.of(os.environ, Path(runs)) if resume is None else None

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +13,7 @@ import torch
 
 import rcnn.ops as ops
 from rcnn.detector import Detector
+from rcnn.images.storage import Location
 from rcnn.images.stream import read_picture
 from rcnn.model.structures import to_device
 
@@ -38,7 +38,7 @@ class Stages:
     images_per_second: float
 
 
-def measure_stages(detector: Detector, files: Sequence[Path], batch: int, runs: int) -> Stages:
+def measure_stages(detector: Detector, files: Sequence[Location], batch: int, runs: int) -> Stages:
     """Time each stage of a prediction.
 
     Args:
@@ -64,7 +64,7 @@ def measure_stages(detector: Detector, files: Sequence[Path], batch: int, runs: 
 
 
 @torch.inference_mode()
-def _run(detector: Detector, files: Sequence[Path]) -> defaultdict[str, float]:
+def _run(detector: Detector, files: Sequence[Location]) -> defaultdict[str, float]:
     """Return the seconds of each stage of one batch."""
     network, preprocessor, watch = detector.network, detector.preprocessor, _Watch(detector.device)
     with watch("read"):

@@ -15,11 +15,20 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.config.files import MB, check_regular, read_text
+from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, listed, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, copy_images, ends_of, root_of, write_text
+from rcnn.data.formats.folders import (
+    FOREIGN_ADDRESS,
+    Folder,
+    cached_folders,
+    copy_images,
+    ends_of,
+    root_of,
+    write_text,
+)
 from rcnn.errors import DataError
+from rcnn.images.storage import Location, is_address, name_below, normal, read_ends, read_text, shown
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "notes.json")  # Label Studio's
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
@@ -30,7 +39,7 @@ MAX_JSON_BYTES = 1500 * MB
 """Maximum size of a COCO json, bytes."""
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Location) -> Layout | None:
     """Return the COCO set at a json file, or a folder with annotations/*.json, *.json or train/_annotations.coco.json.
 
     Raises:
@@ -52,15 +61,11 @@ def find(path: Path) -> Layout | None:
     return Layout("coco", path, lists, evidence=names) if lists else None
 
 
-def _is_coco(path: Path) -> bool:
+def _is_coco(path: Location) -> bool:
     """Return whether a json file looks like COCO detection, by its name and its beginning or end."""
     if path.name.startswith(_OTHER_TASKS) or path.is_dir():
         return False
-    check_regular(path)
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-        file.seek(max(0, path.stat().st_size - _HEAD_BYTES))
-        text = head + file.read()
+    text = read_ends(path, _HEAD_BYTES)
     return any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
@@ -70,9 +75,9 @@ def _split_of(stem: str) -> str:
     return "all" if not words else "val" if words[-1] in ("valid", "validation") else words[-1]
 
 
-def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+def _lists(files: Sequence[Location]) -> dict[str, tuple[Location, ...]]:
     """Assign the files to lists; instances_*.json wins over others for the same list."""
-    lists: dict[str, list[Path]] = {}
+    lists: dict[str, list[Location]] = {}
     for file in files:
         lists.setdefault(_split_of(file.stem), []).append(file)
     for split, several in lists.items():
@@ -84,7 +89,7 @@ def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
     return {split: tuple(lists[split]) for split in ("train", "val", "trainval", "test", "all") if split in lists}
 
 
-def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
+def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images of json files. Without `names`, classes are the categories of the first file, by id."""
     reading = Reading(_corners, names=tuple(names or ()))
     # Python would search the growing tree for reference cycles. It has none, and this takes a third of the time.
@@ -104,7 +109,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     return reading
 
 
-def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
+def _load(path: Location, reading: Reading) -> dict[str, list[Any]] | None:
     """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
         tree = json.loads(read_text(path, MAX_JSON_BYTES), object_pairs_hook=partial(_fields, path, reading.faults))
@@ -126,7 +131,7 @@ def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
     return None
 
 
-def _fields(path: Path, faults: list[Fault], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _fields(path: Location, faults: list[Fault], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of a file that is being parsed, without polygons, which are most of it.
 
     Repeated keys are added to the faults of the file.
@@ -149,7 +154,7 @@ def _fields(path: Path, faults: list[Fault], pairs: list[tuple[str, Any]]) -> di
 class _File:
     """Adds one json file to a reading."""
 
-    path: Path
+    path: Location
     layout: Layout
     reading: Reading
 
@@ -201,12 +206,13 @@ class _File:
         """Return images by id."""
         drafts: dict[Any, Draft] = {}
         by_name: dict[str, Draft] = {}
-        finder = _ImageFinder(self.path, self.layout.root)
+        finder = _ImageFinder(self.path, self.layout)
         for where, item in self._objects("images", items):
             number, file_name = item.get("id"), item.get("file_name")
             if not _is_id(number) or not isinstance(file_name, str) or not file_name:
                 self.reading.fault(where, "an image needs an id and a file_name")
                 continue
+            file_name = shown(file_name) if is_address(file_name) else file_name
             draft = Draft(file_name, number, None, source=where)
             finder.find(file_name, draft)
             if number in drafts:
@@ -273,19 +279,21 @@ def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class _ImageFinder:
     """Finds images by their file_name in the places where COCO sets keep them."""
 
-    def __init__(self, json_file: Path, root: Path) -> None:
-        self._folders, self._folder, self._root = cache(Folder), cache(self._find_folder), root
+    def __init__(self, json_file: Location, layout: Layout) -> None:
+        self._root = root = layout.root
+        self._folders, self._folder = cached_folders(layout.home or root), cache(self._find_folder)
         word = re.sub(r"^instances_", "", json_file.stem)
         here = json_file.parent
         inner = [".", word, f"{word}2017", f"{word}2014", "images", f"images/{word}", f"images/{word}2017"]
         inner += [f"images/{_split_of(word)}", _split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
-        places = [os.path.normpath(base / name) for base in dict.fromkeys((here, root)) for name in inner]
-        self.places = [place for place in map(Path, dict.fromkeys(places)) if place.is_dir()]
+        places = dict.fromkeys(normal(base / name) for base in dict.fromkeys((here, root)) for name in inner)
+        self.places = [place for place in places if place.is_dir()]
 
     def find(self, file_name: str, draft: Draft) -> None:
         """Set the path and name of the draft, or add a fault if its image is missing."""
-        above, base = os.path.split(os.path.normpath(name := file_name.replace("\\", "/")))
-        fits: tuple[Path, str, list[str]] | None = None
+        name = name_below(file_name, self._root).replace("\\", "/")
+        above, base = os.path.split(os.path.normpath(name))
+        fits: tuple[Location, str, list[str]] | None = None
         inner_folders = (above, *(str(end.parent) for end in ends_of(name)))
         for inner, place in [(inner, place) for inner in inner_folders for place in self.places]:
             names = self._folder(place, inner)[0].find(base)
@@ -297,7 +305,8 @@ class _ImageFinder:
         if fits is None:
             near = (self._folder(place, above)[0].near(base) for place in self.places)
             tried = ", ".join(map(str, self.places)) + next(filter(None, near), "")
-            draft.fault(draft.source, f"image `{file_name}` is missing; looked in {tried}")
+            missing = f"is missing; looked in {tried}" if not is_address(file_name) else FOREIGN_ADDRESS
+            draft.fault(draft.source, f"image `{file_name}` {missing}")
             return
         place, above, names = fits
         if len(names) > 1:
@@ -310,9 +319,9 @@ class _ImageFinder:
         draft.path = folder.path / names[0]
         draft.name = names[0] if from_root == "." else f"{from_root}/{names[0]}"
 
-    def _find_folder(self, place: Path, above: str) -> tuple[Folder, str]:
+    def _find_folder(self, place: Location, above: str) -> tuple[Folder, str]:
         """Return a folder below a place, and its path from the root; cached, as every image in it needs both."""
-        path = Path(os.path.normpath(place / above))
+        path = normal(place / above)
         return self._folders(path), relative_name(path, self._root)
 
 
@@ -345,7 +354,7 @@ def label_rows(
     ]
 
 
-def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Location, str]) -> list[str]:
     """Write images/ and annotations/LIST.json. `names` maps each image to its new file name."""
     for dataset in datasets:
         copy_images(dataset.records, out / "images", names)
@@ -353,7 +362,7 @@ def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> 
     return []
 
 
-def as_json(dataset: Dataset, names: Mapping[Path, str]) -> str:
+def as_json(dataset: Dataset, names: Mapping[Location, str]) -> str:
     """Return the annotations of a list as text. `names` maps the path of each image to its file name."""
     own, numbered = [record.id for record in dataset.records], zip(dataset.category_ids, dataset.names, strict=True)
     keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)

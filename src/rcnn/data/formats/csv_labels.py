@@ -4,18 +4,27 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.config.files import MB, check_regular, read_text
+from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, Folders, copy_images, lost_classes, root_of, write_text
+from rcnn.data.formats.folders import (
+    FOREIGN_ADDRESS,
+    Folder,
+    Folders,
+    cached_folders,
+    copy_images,
+    lost_classes,
+    root_of,
+    write_text,
+)
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image
+from rcnn.images.storage import Location, is_address, name_below, read_start, read_text, shown, stored
 
 MAX_CSV_BYTES = 256 * MB
 """Maximum size of a table, bytes."""
@@ -36,7 +45,7 @@ _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", 
 _IMAGE_FOLDERS = (".", "images", "Images", "imgs", "JPEGImages")
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Location) -> Layout | None:
     """Return the set of a table, or of a folder that holds tables or has one in each of train/, valid/ and test/.
 
     Raises:
@@ -50,7 +59,7 @@ def find(path: Path) -> Layout | None:
     named = [(_split_of(file.stem), file) for file in files]
     if not files:
         named = [(split, file) for name, split in _SPLITS.items() for file in _tables(path / name)]
-    lists: dict[str, tuple[Path, ...]] = {}
+    lists: dict[str, tuple[Location, ...]] = {}
     for split, file in named:
         if split in lists:
             names = ", ".join(str(other) for name, other in named if name == split)
@@ -74,16 +83,14 @@ def unguarded(text: str) -> str:
     return text[1:] if text.startswith("'") and text[1:].startswith(GUARDED) else text
 
 
-def _tables(folder: Path) -> list[Path]:
+def _tables(folder: Location) -> list[Location]:
     files = (folder / name for name in Folder(folder).names if name.lower().endswith(".csv"))
     return [file for file in files if _is_table(file)]
 
 
-def _is_table(path: Path) -> bool:
+def _is_table(path: Location) -> bool:
     """Return whether the first row of a file names the columns of labels."""
-    check_regular(path)
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace")
+    head = read_start(path, _HEAD_BYTES).decode("utf-8-sig", errors="replace")
     try:
         return set(NEEDED) <= set(_header(next(csv.reader(io.StringIO(head, newline="")), [])))
     except csv.Error:
@@ -100,9 +107,9 @@ def _split_of(stem: str) -> str:
     return next((_SPLITS[word] for word in words if word in _SPLITS), "all")
 
 
-def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
+def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images that tables name. Without `names`, the classes are those that occur, sorted."""
-    tables = _Tables(layout, Reading(_corners), cache(Folder))
+    tables = _Tables(layout, Reading(_corners), cached_folders(layout.home or layout.root))
     rows = [(tables.draft(*row), *row) for source in sources for row in tables.rows(source)]
     reading = tables.reading
     drafts = reading.drafts = list(tables.drafts.values())
@@ -137,7 +144,7 @@ class _Tables:
     known: dict[str, Draft] = field(default_factory=dict)
     unlisted: set[str] = field(default_factory=set)
 
-    def rows(self, source: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    def rows(self, source: Location) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield the place, `file:line`, and the cells by column of each row; rows that can't be read become faults.
 
         Raises:
@@ -178,11 +185,14 @@ class _Tables:
 
     def _find(self, name: str, where: str) -> Draft:
         """Find an image by its name below the usual folders, or else by the last part of its path."""
+        below = name_below(name, self.layout.root)
+        foreign = is_address(below)
+        name = shown(below) if foreign else below
         base = name.replace("\\", "/").rsplit("/", 1)[-1]
-        table = Path(where.rpartition(":")[0]).parent
+        table = stored(where.rpartition(":")[0]).parent
         places = [place / inner for place in dict.fromkeys((table, self.layout.root)) for inner in _IMAGE_FOLDERS]
         places += [table.parent / inner for inner in _IMAGE_FOLDERS[1:]]
-        tried = [place for place in dict.fromkeys(map(Path, places)) if place.is_dir()]
+        tried = [place for place in dict.fromkeys(places) if place.is_dir()]
         for place, relative in [*((place, Path(name)) for place in tried), *((place, Path(base)) for place in tried)]:
             folder = self.folders((place / relative).parent)
             names = folder.find(relative.name)
@@ -195,7 +205,8 @@ class _Tables:
                 return draft
         draft = Draft(name or "?", name or "?", None)
         near = next(filter(None, (self.folders(place).near(base) for place in tried)), "")
-        draft.fault(where, f"image `{name:.300}` is missing; looked in {', '.join(map(str, tried))}{near}")
+        missing = FOREIGN_ADDRESS if foreign else f"is missing; looked in {', '.join(map(str, tried))}{near}"
+        draft.fault(where, f"image `{name:.300}` {missing}")
         return draft
 
 
@@ -253,7 +264,7 @@ def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers, (numbers[:, :2] == numbers[:, 2:]).any(axis=1)
 
 
-def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Location, str]) -> list[str]:
     """Write LIST/_annotations.csv next to the images. Crowd and difficult boxes are left out, and counted.
 
     `names` maps each image to its new file name.

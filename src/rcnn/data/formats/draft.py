@@ -18,6 +18,7 @@ from rcnn.data.dataset import Dataset, Fault, Record, Records
 from rcnn.data.formats.folders import root_of
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.errors import ImageError
+from rcnn.images.storage import Location, RemotePath
 
 MIN_IMAGE_SIDE = 16
 MAX_FAULTS = 1000
@@ -49,7 +50,7 @@ class Draft:
 
     name: str
     id: int | str
-    path: Path | None
+    path: Location | None
     declared: tuple[int, int] | None = None
     source: str = ""
     where: list[str] = field(default_factory=list)
@@ -73,7 +74,7 @@ class Draft:
         self.numbers.extend(numbers)
         self.ignore.append(ignore)
 
-    def fault(self, where: str | Path, reason: str, kind: Kind = "fatal") -> None:
+    def fault(self, where: str | Location, reason: str, kind: Kind = "fatal") -> None:
         """Add a fault. `fatal` and `damaged` ones leave the image out, `mendable` ones have been corrected."""
         if len(self.faults) < MAX_FAULTS:
             self.faults.append((str(where), reason, kind))
@@ -110,27 +111,30 @@ class Layout:
     """
 
     format: str
-    root: Path
-    lists: Mapping[str, tuple[Path, ...]]
+    root: Location
+    lists: Mapping[str, tuple[Location, ...]]
     names: tuple[str, ...] | None = None
     evidence: str = ""
     notes: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
-    home: Path | None = None
-    annotations: Path | None = None
+    home: Location | None = None
+    annotations: Location | None = None
 
     @classmethod
-    def of_file(cls, format: str, path: Path, split: str) -> "Layout":
+    def of_file(cls, format: str, path: Location, split: str) -> "Layout":
         """Return the data set of a file that is one list. A list to evaluate on serves as `val` and as `test`."""
         splits = ("val", "test") if split in ("val", "test") else (split,)
         return cls(format, root_of(path.parent), dict.fromkeys(splits, (path,)), evidence=path.name)
 
-    def outside(self, images: Iterable[Path]) -> list[Path]:
+    def outside(self, images: Iterable[Location]) -> list[Location]:
         """Return the images that don't lie in the data set's own folder, by their paths alone."""
-        home = os.path.abspath(self.home or self.root)
-        folders = {os.path.dirname(image) for image in images}
+        if isinstance(top := self.home or self.root, RemotePath):
+            remote = (image for image in images if isinstance(image, RemotePath))
+            return [image for image in remote if not image.normal().is_relative_to(top)]
+        home = os.path.abspath(top)
+        folders = {os.path.dirname(str(image)) for image in images}
         outside = {folder for folder in folders if os.path.commonpath([os.path.abspath(folder), home]) != home}
-        return [image for image in images if os.path.dirname(image) in outside]
+        return [image for image in images if os.path.dirname(str(image)) in outside]
 
 
 @dataclass(slots=True)
@@ -159,14 +163,14 @@ class Reading:
     more: int = 0
     notes: list[str] = field(default_factory=list)
 
-    def fault(self, where: str | Path, reason: str) -> None:
+    def fault(self, where: str | Location, reason: str) -> None:
         """Add a fatal fault that concerns no single image."""
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(Fault(str(where), reason, "fatal"))
         else:
             self.more += 1
 
-    def count_more(self, source: Path) -> None:
+    def count_more(self, source: Location) -> None:
         """Add one fault of `source` in place of those that are only counted."""
         if self.more:
             self.faults.append(Fault(str(source), f"and {self.more:,} more faults", "fatal"))
@@ -196,9 +200,11 @@ def listed(names: Sequence[str] | Mapping[int, str]) -> str:
     return ", ".join(islice(texts, MAX_LISTED_CLASSES)) + more
 
 
-def relative_name(path: Path, root: Path) -> str:
+def relative_name(path: Location, root: Location) -> str:
     """Return `path` relative to `root`, with forward slashes."""
-    return Path(os.path.relpath(path, root)).as_posix()
+    if isinstance(path, RemotePath):
+        return path.name_below(root)
+    return Path(os.path.relpath(path, str(root))).as_posix()
 
 
 def finish(
@@ -244,7 +250,7 @@ def finish(
 def _check_places(reading: Reading, layout: Layout, settings: Data) -> None:
     """Add faults for names that can't be used and, if set so, for images outside the data set. Neither are opened."""
     drafts = [draft for draft in reading.drafts if draft.path is not None]
-    refused = settings.outside == "refuse"
+    refused = settings.outside == "refuse" or isinstance(layout.root, RemotePath)
     outside = set(layout.outside([draft.path for draft in drafts if draft.path]) if refused else ())
     for draft in drafts:
         for part in draft.name.split("/"):
@@ -252,7 +258,8 @@ def _check_places(reading: Reading, layout: Layout, settings: Data) -> None:
                 draft.fault(draft.source or str(draft.path), f"the name of the image, `{part}`, {reason}; rename it")
                 draft.path = None
         if draft.path in outside:
-            draft.fault(str(draft.path), "the image lies outside the data set, which data.outside=refuse forbids")
+            why = "which data.outside=refuse forbids" if isinstance(layout.root, Path) else "and is not opened"
+            draft.fault(str(draft.path), f"the image lies outside the data set, {why}")
             draft.path = None
 
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from rcnn.config import Data, Settings
-from rcnn.config.files import check_given, check_regular, unfit_name
+from rcnn.config.files import check_given, unfit_name
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish
@@ -22,6 +22,7 @@ from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
 from rcnn.errors import DataError, ImageError, SettingsError, plural
 from rcnn.images.sources import is_image
+from rcnn.images.storage import Location, RemotePath, check_regular, location, scan
 
 Split = Literal["train", "val", "test", "all"]
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": csv_labels}
@@ -31,7 +32,7 @@ _MAX_NAMED_IMAGES = 3
 
 
 def open_dataset(
-    path: str | Path,
+    path: str | Location,
     split: Split,
     settings: Data | Settings | None = None,
     names: Sequence[str] | None = None,
@@ -44,7 +45,7 @@ def open_dataset(
     If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 
     Args:
-        path: folder, COCO json, data.yaml or csv.
+        path: folder, COCO json, data.yaml or csv, or the address of one.
         split: train, val, test, or all.
         settings: how faults are treated, and what share is held out. None: the defaults.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
@@ -53,7 +54,8 @@ def open_dataset(
 
     Raises:
         DataError: there is no data set, it is empty, or it has a fault that stops by `settings.on_fault`.
-        SettingsError: the split is unknown.
+        SettingsError: the split is unknown, or the address can't be opened.
+        StorageError: a remote location can't be reached, or may not be read, or a package that opens it is missing.
     """
     if split not in get_args(Split):
         raise SettingsError(f"unknown split `{split}`; there are {', '.join(get_args(Split))}")
@@ -61,7 +63,7 @@ def open_dataset(
 
 
 def open_several(
-    path: str | Path,
+    path: str | Location,
     splits: Sequence[Split],
     settings: Data | Settings | None = None,
     names: Sequence[str] | None = None,
@@ -82,7 +84,9 @@ def open_several(
     return stop_on_faults(datasets, settings)
 
 
-def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> tuple[Dataset, Dataset]:
+def open_splits(
+    path: str | Location, settings: Data, progress: ProgressCallback | None = None
+) -> tuple[Dataset, Dataset]:
     """Open the lists that `settings` names for training and validation, and decode every image.
 
     The classes are those of the training list.
@@ -106,7 +110,7 @@ def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | N
     return train, val
 
 
-def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list[Dataset]:
+def open_lists(path: str | Location, settings: Data, *, decode: bool = True) -> list[Dataset]:
     """Open every list of the data (train, val, trainval without train, test, or all), with the classes of the first.
 
     `decode` is as in `open_dataset`.
@@ -166,22 +170,26 @@ def _with_damaged(dataset: Dataset) -> Dataset:
     return replace(dataset, notes=(*dataset.notes, f"{note}: {named}"))
 
 
-def find_layout(path: str | Path) -> Layout:
+def find_layout(path: str | Location) -> Layout:
     """Return the data set that a reader recognises at a path.
 
     Raises:
         DataError: no reader recognises one, or more than one does.
-        SettingsError: the path is empty.
+        SettingsError: the path is empty, or an address that can't be opened.
+        StorageError: as for `open_dataset`.
     """
     check_given(path, "the data")
-    path = Path(path).expanduser()
+    path = location(path)
+    if isinstance(path, RemotePath) and path.has_parameters:
+        raise SettingsError(f"{path}: the address of a data set can't have parameters, such as a signature")
+    path = path.expanduser() if isinstance(path, Path) else path
     layout = layout_at(path)
     if layout is None:
         raise DataError(_unrecognised(path))
     return layout
 
 
-def layout_at(path: Path) -> Layout | None:
+def layout_at(path: Location) -> Layout | None:
     """Return the data set that a reader recognises at a path, or None, for example for a folder of images alone.
 
     Raises:
@@ -212,8 +220,10 @@ def layout_at(path: Path) -> Layout | None:
     return layouts[0]
 
 
-def _missing(path: Path) -> str:
+def _missing(path: Location) -> str:
     """Return the message for a path that doesn't exist, with similar names."""
+    if isinstance(path, RemotePath):
+        return f"{path}: there is no such file or folder"
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())
     near = get_close_matches(path.name, sorted(os.listdir(parent)), n=3, cutoff=0.6)
     hint = f"; similar names in {parent}: {', '.join(near)}" if near else ""
@@ -221,19 +231,20 @@ def _missing(path: Path) -> str:
     return f"{path}: there is no such file or folder{looked}{hint}"
 
 
-def _unrecognised(path: Path) -> str:
+def _unrecognised(path: Location) -> str:
     """Return the message for a path where no reader recognises a data set."""
     if path.is_file():
         return (
             f"{path}: not a data set; expected a COCO json with images, annotations and categories, a data.yaml, "
             f"or a csv with the columns {','.join(csv_labels.COLUMNS)}"
         )
-    entries = sorted(os.listdir(path))
+    with scan(path) as found:
+        entries = sorted(entry.name for entry in found)
     if not entries:
         return f"{path}: the folder is empty"
     shown = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
     images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
-    if images and _is_data(above := path.absolute().parent):
+    if images and isinstance(path, Path) and _is_data(above := path.absolute().parent):
         images += f" There is a data set in the folder above; give {above}"
     if csv := next((name for name in entries if name.lower().endswith(".csv")), ""):
         images += f" The first line of {csv} must name the columns {', '.join(csv_labels.NEEDED)}, separated by commas."
@@ -263,7 +274,7 @@ class _Lists:
         checks: reads the sizes of images.
     """
 
-    path: str | Path
+    path: str | Location
     layout: Layout
     settings: Data
     checks: ImageChecks
@@ -357,6 +368,7 @@ class _Lists:
 
 _NOT_READ = {
     *("path", "on_fault", "train", "val", "white", "max_pixels_per_byte", "edge_model", "licence", "workers"),
+    *("cache", "cache_gb"),
 }
 """Settings on which lists do not depend."""
 

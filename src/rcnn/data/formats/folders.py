@@ -2,16 +2,16 @@
 
 import os
 import re
-import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path, PurePosixPath
 
-from rcnn.config.files import MB, read_text
+from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset, Record
 from rcnn.images.sources import check_walk, is_image, is_results
+from rcnn.images.storage import Location, RemoteEntry, RemotePath, copy_file, read_text, scan, walk_folders
 
 MAX_COMPARED_NAMES = 200_000
 """Maximum number of names in a folder that are compared with those of missing files."""
@@ -19,11 +19,14 @@ MAX_COMPARED_NAMES = 200_000
 MAX_PATH_ENDS = 8
 """Maximum number of trailing parts of an absolute path that are looked for below the folder of the data."""
 
+FOREIGN_ADDRESS = "is an address that does not lie below the folder of the data, and is not opened"
+"""Why an image that a file of labels names is not read."""
+
 MAX_LIST_BYTES = 256 * MB
 """Maximum size of a text file that lists images, bytes."""
 
 
-def read_lines(path: Path, max_bytes: int = MAX_LIST_BYTES) -> list[tuple[int, str]]:
+def read_lines(path: Location, max_bytes: int = MAX_LIST_BYTES) -> list[tuple[int, str]]:
     """Return (line number from 1, stripped text) of every non-empty line. A BOM and any line ending are accepted.
 
     Raises:
@@ -39,11 +42,11 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def copy_images(records: Iterable[Record], folder: Path, names: Mapping[Path, str]) -> None:
+def copy_images(records: Iterable[Record], folder: Path, names: Mapping[Location, str]) -> None:
     """Copy the image files into a folder, each under its new name."""
     folder.mkdir(parents=True, exist_ok=True)
     for record in records:
-        shutil.copyfile(record.path, folder / names[record.path])
+        copy_file(record.path, folder / names[record.path])
 
 
 def lost_classes(datasets: Sequence[Dataset], form: str) -> list[str]:
@@ -57,17 +60,35 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def is_file(entry: os.DirEntry[str]) -> bool:
+def is_file(entry: os.DirEntry[str] | RemoteEntry) -> bool:
     """Return whether an entry is a file, or a pipe, socket or device, which is refused by name when it is read."""
-    return entry.is_file() or (not entry.is_dir() and os.path.exists(entry.path))
+    return entry.is_file() or (isinstance(entry, os.DirEntry) and not entry.is_dir() and os.path.exists(entry.path))
 
 
 class Folder:
-    """The files of one folder; none if the folder is missing."""
+    """The files of one folder; none if the folder is missing.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        exists: whether there is such a folder.
+
+    Args:
+        path: the folder.
+        root: folder of the data set. Remote folders outside it are not opened, since labels may name any.
+    """
+
+    def __init__(self, path: Location, root: Location | None = None) -> None:
         self.path = path
-        names = (entry.name for entry in os.scandir(path) if is_file(entry)) if path.is_dir() else ()
+        names = list[str]()
+        if isinstance(path, RemotePath):
+            self.exists = not isinstance(root, RemotePath) or path.normal().is_relative_to(root)
+        else:
+            self.exists = path.is_dir()
+        if self.exists:
+            try:
+                with scan(path) as entries:
+                    names = [entry.name for entry in entries if is_file(entry)]
+            except FileNotFoundError:  # a remote folder exists if it is listed
+                self.exists = False
         self.names = tuple(sorted(name for name in names if not name.startswith(".")))
         self._compared = 0
 
@@ -106,20 +127,19 @@ def ends_of(name: str) -> list[PurePosixPath]:
     return [PurePosixPath(*parts[start:]) for start in range(max(1, len(parts) - MAX_PATH_ENDS), len(parts))]
 
 
-def root_of(folder: Path) -> Path:
+def root_of(folder: Location) -> Location:
     """Return the folder of a data set: the parent of a folder named like annotations, else the folder itself."""
     return folder.parent if folder.name.lower().startswith("annot") else folder
 
 
-def walk(top: Path, folders: "Folders") -> Iterator[Path]:
+def walk(top: Location, folders: "Folders") -> Iterator[Location]:
     """Yield a folder and those below it, sorted, without our own results.
 
     Raises:
         OSError: there are many more other files than images, as on an entire disk.
     """
     images = others = 0
-    for name, below, _ in os.walk(top):
-        folder = Path(name)
+    for folder, below in walk_folders(top):
         below[:] = sorted(inner for inner in below if not is_results(folder / inner))
         names = folders(folder).names
         images += sum(map(is_image, names))
@@ -136,5 +156,10 @@ def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return index
 
 
-Folders = Callable[[Path], Folder]
-"""`functools.cache(Folder)`, which lists each folder once, when it is first needed."""
+Folders = Callable[[Location], Folder]
+"""Lists each folder once, when it is first needed."""
+
+
+def cached_folders(root: Location) -> Folders:
+    """Return the folders of a data set in `root`."""
+    return cache(partial(Folder, root=root))

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +12,22 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.config.files import check_regular
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, lost_classes, read_lines, write_text
+from rcnn.data.formats.folders import (
+    Folder,
+    Folders,
+    cached_folders,
+    copy_images,
+    is_file,
+    lost_classes,
+    read_lines,
+    write_text,
+)
 from rcnn.data.formats.xml_tree import MAX_XML_BYTES, MalformedXml, Node, parse_xml
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image, is_results
+from rcnn.images.storage import Location, RemoteEntry, read_bytes, read_start, scan
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
@@ -27,7 +36,7 @@ _HEAD_BYTES, _MAX_INSPECTED = 4096, 20
 """Number of bytes per xml file, and of files per folder, that are inspected to recognise annotations."""
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Location) -> Layout | None:
     """Return the VOC data set at a folder: VOCdevkit, VOC2007, its annotations, split folders, or xml next to images.
 
     A folder of annotations is `Annotations`, or any folder beside images that holds xml files with `<annotation>`. It
@@ -41,7 +50,7 @@ def find(path: Path) -> Layout | None:
     has_xml = _has_xml(path)
     if has_xml and not _has_images(path) and sibling_images(path) is not None:
         return _layout(path.parent, path)
-    inner, lists = _folders(path), dict[str, tuple[Path, ...]]()
+    inner, lists = _folders(path), dict[str, tuple[Location, ...]]()
     for split, names in SPLIT_FOLDERS.items():
         usual = (path / name / below for name in names for below in (".", "Annotations", "annotations"))
         with_images = filter(_images_above, filter(_has_xml, (folder / name for folder in inner for name in names)))
@@ -59,12 +68,12 @@ def find(path: Path) -> Layout | None:
     if annotations is not None:
         return _layout(path, annotations)
     if lists:
-        named = "/, ".join(str(folder.relative_to(path)) for (folder,) in lists.values())
+        named = "/, ".join(relative_name(folder, path) for (folder,) in lists.values())
         return Layout("voc", path, lists, evidence=f"{named}/ with *.xml")
     return Layout("voc", path, {"all": (path,)}, evidence="*.xml") if has_xml else None
 
 
-def _layout(root: Path, annotations: Path) -> Layout:
+def _layout(root: Location, annotations: Location) -> Layout:
     """Return the data set of a folder of annotations, with the lists of ImageSets/Main if there are any."""
     files = {name: root / "ImageSets" / "Main" / f"{name}.txt" for name in _LISTS}
     lists = {name: (file,) for name, file in files.items() if file.is_file()}
@@ -72,7 +81,7 @@ def _layout(root: Path, annotations: Path) -> Layout:
     return Layout("voc", root, lists or {"all": (annotations,)}, evidence=evidence, annotations=annotations)
 
 
-def _annotation_folder(path: Path) -> Path | None:
+def _annotation_folder(path: Location) -> Location | None:
     """Return the folder of annotations in a folder: `Annotations`, or else another one beside images.
 
     Raises:
@@ -92,33 +101,33 @@ def _annotation_folder(path: Path) -> Path | None:
     return chosen[0] if chosen else None
 
 
-def _folders(path: Path) -> list[Path]:
+def _folders(path: Location) -> list[Location]:
     """Return the folders in a folder that may be part of a data set; none if it can't be read."""
     try:
-        with os.scandir(path) as entries:  # `Path` would take seconds for a hundred thousand images
+        with scan(path) as entries:  # `Path` would take seconds for a hundred thousand images
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         return []
     return [path / name for name in names if not is_results(path / name)]
 
 
-def _has_xml(folder: Path) -> bool:
+def _has_xml(folder: Location) -> bool:
     return _has(folder, lambda entry: entry.name.lower().endswith(".xml"))
 
 
-def _has_images(folder: Path) -> bool:
+def _has_images(folder: Location) -> bool:
     return _has(folder, lambda entry: is_image(entry.name) and not entry.name.startswith(".") and is_file(entry))
 
 
-def _has(folder: Path, fits: Callable[["os.DirEntry[str]"], bool]) -> bool:
+def _has(folder: Location, fits: Callable[["os.DirEntry[str] | RemoteEntry"], bool]) -> bool:
     """Return whether an entry of a folder fits. The search ends at the first one."""
     if not folder.is_dir():
         return False
-    with os.scandir(folder) as entries:
+    with scan(folder) as entries:
         return any(map(fits, entries))
 
 
-def _has_annotations(folder: Path) -> bool:
+def _has_annotations(folder: Location) -> bool:
     """Return whether one of the first xml files of a folder looks like an annotation; the folder has any name."""
     try:
         names = (name for name in Folder(folder).names if name.lower().endswith(".xml"))
@@ -127,13 +136,11 @@ def _has_annotations(folder: Path) -> bool:
         return False
 
 
-def _looks_like_annotation(xml: Path) -> bool:
-    check_regular(xml)
-    with xml.open("rb") as file:
-        return b"<annotation" in file.read(_HEAD_BYTES).replace(b"\0", b"")  # UTF-16 too
+def _looks_like_annotation(xml: Location) -> bool:
+    return b"<annotation" in read_start(xml, _HEAD_BYTES).replace(b"\0", b"")  # UTF-16 too
 
 
-def sibling_images(annotations: Path) -> Path | None:
+def sibling_images(annotations: Location) -> Location | None:
     """Return the folder of images beside a folder of annotations: by its usual name, or by the names of its files."""
     usual = (annotations.parent / name for name in _IMAGE_FOLDERS)
     if known := next(filter(_has_images, usual), None) or _images_above(annotations):
@@ -144,7 +151,7 @@ def sibling_images(annotations: Path) -> Path | None:
     return next((folder.path for folder in siblings if any(map(folder.images, stems))), None)
 
 
-def _images_above(annotations: Path) -> Path | None:
+def _images_above(annotations: Location) -> Location | None:
     """Return `images/train`, or the like, for `annotations/train` if it holds images."""
     above = (annotations.parent.parent / name / annotations.name for name in _IMAGE_FOLDERS if name != ".")
     return next(filter(_has_images, above), None)
@@ -159,26 +166,27 @@ _FLAG = re.compile(r"\s+-?[01]$")
 
 
 class _Annotated(NamedTuple):
-    """An annotated image: the place that names it, its stem, its xml file and the folder of its image."""
+    """An annotated image: the place that names it, its stem, its xml file, and the folders of the xml and the image."""
 
     where: str
     stem: str
-    xml: Path
+    xml: Location
+    annotations: Folder
     images: Folder
 
 
-_Object = tuple[Draft, Path, Node]
+_Object = tuple[Draft, Location, Node]
 """An <object>: its image, the xml file, and the element."""
 
 
-def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
+def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images of lists or folders of xml files. Without `names`, the classes are those that occur, sorted."""
     reading = Reading(_corners)
-    folders = cache(Folder)
+    folders = cached_folders(layout.home or layout.root)
     objects: list[_Object] = []
-    drafts: dict[Path, Draft] = {}
+    drafts: dict[Location, Draft] = {}
     for source in sources:
-        here: set[Path] = set()
+        here: set[Location] = set()
         for entry in _entries(source, layout.annotations or layout.root, folders, reading):
             if entry.xml in here:
                 drafts[entry.xml].fault(entry.where, f"image `{entry.stem}` is listed twice; keep one of the two")
@@ -201,21 +209,22 @@ def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
     folders = {source if source.is_dir() else layout.annotations or layout.root for source in sources}
     for xml in (xml for folder in sorted(folders) for xml in sorted(folder.glob("*.[xX][mM][lL]"))):
         try:
-            check_regular(xml, MAX_XML_BYTES)
+            content = read_bytes(xml, MAX_XML_BYTES)
         except OSError:  # reported when it is read
             continue
-        if _BELOW_ONE.search(xml.read_bytes()):
+        if _BELOW_ONE.search(content):
             reading.notes.append(f"boxes are read as 0-based, since there is an xmin or ymin of 0 (in {xml.name})")
             return 0
     return 1
 
 
-def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> Iterator[_Annotated]:
+def _entries(source: Location, listed: Location, folders: Folders, reading: Reading) -> Iterator[_Annotated]:
     """Yield the images that a list names, with xml files in the folder `listed`, or those of a folder of xml files."""
     if source.is_dir():
-        images = _image_folder(source, folders)
+        annotations, images = folders(source), _image_folder(source, folders)
         stems = {os.path.splitext(name)[0]: name for name in folders(source).names if name.lower().endswith(".xml")}
-        yield from (_Annotated(str(source / name), stem, source / name, images) for stem, name in stems.items())
+        for stem, name in stems.items():
+            yield _Annotated(str(source / name), stem, source / name, annotations, images)
         for name in filter(is_image, images.names):
             if not folders(source).find(os.path.splitext(name)[0] + ".xml"):
                 reason = "there is no xml of this image; left out (an xml without objects makes it a background image)"
@@ -226,10 +235,10 @@ def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> 
     for line, text in read_lines(source):
         stem = _listed_stem(text, annotations, images)
         file = next(iter(annotations.find(f"{stem}.xml")), f"{stem}.xml")
-        yield _Annotated(f"{source}:{line}", stem, annotations.path / file, images)
+        yield _Annotated(f"{source}:{line}", stem, annotations.path / file, annotations, images)
 
 
-def _image_folder(annotations: Path, folders: Folders) -> Folder:
+def _image_folder(annotations: Location, folders: Folders) -> Folder:
     """Return the folder of the images: that of the xml files, or one next to it."""
     if any(map(is_image, folders(annotations).names)):
         return folders(annotations)
@@ -251,16 +260,16 @@ def _listed_stem(text: str, annotations: Folder, images: Folder) -> str:
     return next(there, choices[-1])
 
 
-def _read_image(entry: _Annotated, root: Path, objects: list[_Object]) -> Draft:
+def _read_image(entry: _Annotated, root: Location, objects: list[_Object]) -> Draft:
     """Read the image of an entry without its boxes, and append its <object>s to `objects`."""
     node, broken = None, None
-    if entry.xml.exists() and not entry.xml.is_dir():
+    if entry.annotations.find(entry.xml.name):
         try:
             node = parse_xml(entry.xml)
         except MalformedXml as error:
             broken = f"{entry.xml}:{error.line}", str(error)
     else:
-        near = Folder(entry.xml.parent).near(entry.xml.name)
+        near = entry.annotations.near(entry.xml.name)
         broken = entry.where, f"there is no {relative_name(entry.xml, root)}{near}"
     by_stem = entry.images.images(entry.stem)
     names = by_stem or (entry.images.find(_base(node.value("filename"))) if node else [])
@@ -286,7 +295,7 @@ def _read_image(entry: _Annotated, root: Path, objects: list[_Object]) -> Draft:
     return draft
 
 
-def _check_repeated(node: Node, xml: Path, draft: Draft) -> None:
+def _check_repeated(node: Node, xml: Location, draft: Draft) -> None:
     """Add faults for tags that occur twice in an element though only one is read."""
     first: dict[str, Node] = {}
     for child in node.children:
@@ -306,7 +315,7 @@ def _content(node: Node) -> Any:
     return node.tag, node.text.strip(), [_content(child) for child in node.children]
 
 
-def _read_size(root: Node, xml: Path, draft: Draft) -> None:
+def _read_size(root: Node, xml: Location, draft: Draft) -> None:
     """Read the declared size; zeros and a missing <size> declare none."""
     size = root.get("size")
     if size is None:
@@ -319,7 +328,7 @@ def _read_size(root: Node, xml: Path, draft: Draft) -> None:
         draft.fault(draft.source, "width and height in <size> must be numbers")
 
 
-def _add_row(draft: Draft, xml: Path, node: Node, labels: Mapping[str, int]) -> None:
+def _add_row(draft: Draft, xml: Location, node: Node, labels: Mapping[str, int]) -> None:
     """Add an <object>, or its faults, to its image."""
     name = node.value("name")
     label = labels.get(name)
@@ -391,7 +400,7 @@ def labels_text(
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Location, str]) -> list[str]:
     """Write JPEGImages, Annotations and, if there are lists, ImageSets/Main. Return remarks on what VOC can't hold.
 
     `names` maps each image to its new file name.

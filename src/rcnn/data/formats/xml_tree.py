@@ -1,10 +1,10 @@
 """Parse XML files into small trees whose nodes know their line numbers."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from xml.parsers import expat
 
-from rcnn.config.files import MB, check_regular
+from rcnn.config.files import MB
+from rcnn.images.storage import Location, read_bytes
 
 MAX_DEPTH = 100
 """Maximum depth of nested elements."""
@@ -40,7 +40,7 @@ class MalformedXml(Exception):
         self.line = line
 
 
-def parse_xml(path: Path) -> Node:
+def parse_xml(path: Location) -> Node:
     """Parse an XML file.
 
     Raises:
@@ -67,8 +67,7 @@ def parse_xml(path: Path) -> Node:
     parser.StartElementHandler, parser.EndElementHandler = start, lambda _: stack.pop()
     parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
     try:
-        check_regular(path, MAX_XML_BYTES)
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(read_bytes(path, MAX_XML_BYTES), True)
     except expat.ExpatError as error:
         raise MalformedXml(error.lineno, f"malformed xml: {expat.ErrorString(error.code)}") from None
     except OSError as error:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +9,29 @@ import numpy as np
 import yaml
 
 from rcnn.config import Data, yaml_tree
-from rcnn.config.files import MB, check_regular, read_text
+from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats.draft import MAX_LISTED_CLASSES, Draft, Layout, Reading, listed, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, Folders, copy_images, ends_of, read_lines, walk, write_text
+from rcnn.data.formats.folders import (
+    FOREIGN_ADDRESS,
+    Folder,
+    Folders,
+    cached_folders,
+    copy_images,
+    ends_of,
+    read_lines,
+    walk,
+    write_text,
+)
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image
+from rcnn.images.storage import Location, is_address, name_below, normal, read_start, read_text, shown
 
 MAX_YAML_BYTES = 4 * MB
 """Maximum size of a data.yaml, bytes."""
 
 
-def load_yaml(path: Path, faults: list[Fault]) -> dict[str, Any]:
+def load_yaml(path: Location, faults: list[Fault]) -> dict[str, Any]:
     """Return the mapping in a yaml file, empty if it holds none. Every scalar is text: `no`, `12` and `1e3` stay names.
 
     A fault is added to `faults` for every key that occurs twice with equal values.
@@ -40,7 +50,7 @@ def load_yaml(path: Path, faults: list[Fault]) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def layout_of_yaml(path: Path) -> Layout:
+def layout_of_yaml(path: Location) -> Layout:
     """Return the data set that a data.yaml describes. Paths in it are relative to its `path` entry, else to the file.
 
     If an absolute path does not exist, for example on another machine, the longest trailing part of it that exists
@@ -54,10 +64,12 @@ def layout_of_yaml(path: Path) -> Layout:
     root = path.parent
     declared = tree.get("path")
     if isinstance(declared, str) and declared:
-        root = next((base for base in (root / declared, Path(declared)) if base.is_dir()), root)
-    lists: dict[str, tuple[Path, ...]] = {}
+        bases = [root / name_below(declared, root)]
+        bases += [Path(declared)] if isinstance(root, Path) else []
+        root = next((base for base in bases if _is_inside(base, path.parent) and base.is_dir()), root)
+    lists: dict[str, tuple[Location, ...]] = {}
     missing: list[str] = []
-    taken: dict[Path, str] = {}
+    taken: dict[Location, str] = {}
     for split in ("train", "val", "test"):
         value = tree.get(split) or []
         entries = value if isinstance(value, list) else [value]
@@ -78,23 +90,28 @@ def layout_of_yaml(path: Path) -> Layout:
     return Layout("yolo", root, lists, _yaml_names(tree, path), path.name, tuple(notes), tuple(faults), path.parent)
 
 
-def _resolve(entry: str, root: Path, folder: Path, taken: dict[Path, str]) -> Path | None:
+def _is_inside(location: Location, folder: Location) -> bool:
+    """Return whether a folder or list may be read: remote ones only if they lie in the folder of the yaml."""
+    return isinstance(location, Path) or location.normal().is_relative_to(folder)
+
+
+def _resolve(entry: str, root: Location, folder: Location, taken: dict[Location, str]) -> Location | None:
     """Return the folder or list that an entry of data.yaml refers to. Some exporters write one ../ too many.
 
     `taken` maps the sources that were found by the end of a path to that path; two paths do not share a source.
     """
-    name = entry.replace("\\", "/")
+    name = name_below(entry, folder).replace("\\", "/")
     choices = [root / name, folder / name, folder / name.removeprefix("../")]
-    source = next((choice for choice in choices if choice.exists()), None)
+    source = next((choice for choice in choices if _is_inside(choice, folder) and choice.exists()), None)
     if source is None:
         ends = (base / end for end in ends_of(name) for base in (root, folder))
         source = next((end for end in ends if end.exists()), None)
         if source is not None and taken.setdefault(source, entry) != entry:
             return None
-    return source and Path(os.path.normpath(source))
+    return source and normal(source)
 
 
-def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
+def _yaml_names(tree: dict[str, Any], path: Location) -> tuple[str, ...]:
     """Return the class names, given as a list or as a mapping from numbers.
 
     Raises:
@@ -127,7 +144,7 @@ MAX_LABEL_BYTES = 8 * MB
 MAX_LABEL_ROWS = 300_000
 """Maximum number of lines of a label file."""
 
-_MAX_ROW_CHARACTERS = 1000
+_MAX_ROW_BYTES = 1000
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names")
 MAX_UNNAMED_CLASSES = 10_000
@@ -136,7 +153,7 @@ MAX_UNNAMED_CLASSES = 10_000
 _NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt", "notes.txt"}
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Location) -> Layout | None:
     """Return the YOLO data set at a data.yaml, at a folder that holds one, or at folders of images and labels.
 
     Raises:
@@ -152,7 +169,7 @@ def find(path: Path) -> Layout | None:
     return layout_of_yaml(data[0]) if data else _from_folders(path)
 
 
-def _from_folders(path: Path) -> Layout | None:
+def _from_folders(path: Location) -> Layout | None:
     """Recognise images/ and labels/, with or without split folders in or around them, or one folder of both."""
     for pattern in ("images/{}", "{}/images", "{}", "obj_{}_data"):
         paths = {split: [path / pattern.format(name) for name in names] for split, names in _SPLITS.items()}
@@ -168,42 +185,49 @@ def _from_folders(path: Path) -> Layout | None:
     return None
 
 
-def _has_labels(folder: Path) -> bool:
+def _has_labels(folder: Location) -> bool:
     """Return whether at least one image of a folder has a label file."""
-    labels = {name[:-4] for name in Folder(_label_folder(folder)).names if name.endswith(".txt")}
+    labels = {name[:-4] for name in _label_folder(folder).names if name.endswith(".txt")}
     return bool(labels) and any(os.path.splitext(name)[0] in labels for name in Folder(folder).names if is_image(name))
 
 
-def _file_names(path: Path) -> tuple[str, ...] | None:
+def _file_names(path: Location) -> tuple[str, ...] | None:
     """Return the class names in a classes.txt, or None if there is none."""
     file = next((path / name for name in _NAME_FILES if (path / name).is_file()), None)
     return tuple(text for _, text in read_lines(file)) if file else None
 
 
-def _label_folder(images: Path) -> Path:
+def _label_folder(images: Location, folders: Folders = Folder) -> Folder:
     """Return the folder of the labels: beside the images' folder if it exists, else that folder itself."""
     labels = labels_beside(images)
-    return labels if labels is not None and labels.is_dir() else images
+    beside = folders(images if labels is None else labels)
+    return beside if beside.exists else folders(images)
 
 
-def labels_beside(images: Path) -> Path | None:
+def labels_beside(images: Location) -> Location | None:
     """Return a path with `labels` in place of the last `images`; None if it has none."""
-    parts = list(images.parts)
-    for index in range(len(parts) - 1, -1, -1):
-        if parts[index] == "images":
-            return Path(*parts[:index], "labels", *parts[index + 1 :])
-    return None
+    top, below = images, list[str]()
+    while top.name != "images":
+        if top == top.parent:
+            return None
+        below.append(top.name)
+        top = top.parent
+    return top.with_name("labels").joinpath(*reversed(below))
 
 
 class _Listed(NamedTuple):
-    """An image as a list or a folder names it; `names` are the matching files, of which there should be one."""
+    """An image as a list or a folder names it; `names` are the matching files, of which there should be one.
+
+    It is `foreign` if it is an address outside the data set.
+    """
 
     where: str
-    listed_path: Path
+    listed_path: Location
     names: tuple[str, ...]
+    foreign: bool = False
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         return self.listed_path.with_name(self.names[0]) if self.names else self.listed_path
 
 
@@ -211,9 +235,9 @@ _Line = tuple[Draft, str, list[str]]
 """A line of a label file: its image, its place `file:line`, and its columns."""
 
 
-def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
+def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images of folders or lists; those without a label file are background."""
-    folders = cache(Folder)
+    folders = cached_folders(layout.home or layout.root)
     reading = Reading(_corners, units="share")
     drafts: dict[str, Draft] = {}
     lines: list[_Line] = []
@@ -235,7 +259,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     return reading
 
 
-def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Listed]:
+def _images(source: Location, root: Location, folders: Folders) -> Iterator[_Listed]:
     """Yield the images in and below a folder, except our own results, or those of a list of paths."""
     if source.is_dir():
         for folder in walk(source, folders):
@@ -243,12 +267,16 @@ def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Listed]:
                 yield _Listed(str(folder / name), folder / name, (name,))
         return
     for line, text in read_lines(source):
-        name = text.replace("\\", "/")
+        below = name_below(text, root)
+        if foreign := is_address(below):
+            below = shown(below)
+        name = below.replace("\\", "/")
         ends = (name, *ends_of(name))
-        choices = [Path(os.path.normpath(base / end)) for end in ends for base in (source.parent, root)]
+        bases = (source.parent, root) if below == text else (root,)  # of an address, the path below the root
+        choices = [normal(base / end) for end in ends for base in bases]
         fits = ((choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices)
         listed_path, names = next((fit for fit in fits if fit[1]), (choices[0], ()))
-        yield _Listed(f"{source}:{line}", listed_path, names)
+        yield _Listed(f"{source}:{line}", listed_path, names, foreign)
 
 
 def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
@@ -259,7 +287,8 @@ def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
     if not entry.names:
         near = folder.near(entry.listed_path.name)
-        draft.fault(entry.where, f"image `{name}` is missing; looked in {folder.path}{near}")
+        missing = FOREIGN_ADDRESS if entry.foreign else f"is missing; looked in {folder.path}{near}"
+        draft.fault(entry.where, f"image `{name}` {missing}")
     elif len(entry.names) > 1:
         draft.fault(entry.where, f"image `{name}` is missing; several differ from it in case: {', '.join(entry.names)}")
     elif len(twins) > 1:
@@ -274,7 +303,7 @@ def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
 
 def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line]:
     """Return the lines of the image's label file, if it has one."""
-    folder = folders(_label_folder(entry.path.parent))
+    folder = _label_folder(entry.path.parent, folders)
     label_file = f"{draft.id}.txt"
     fits = folder.find(label_file)
     if not fits:
@@ -296,7 +325,7 @@ def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line]:
     return []
 
 
-def _check_label_files(images: Sequence[Path], folders: Folders, reading: Reading) -> None:
+def _check_label_files(images: Sequence[Location], folders: Folders, reading: Reading) -> None:
     """Add a fault for each label file without an image, and refuse images if none of them has a label file.
 
     Raises:
@@ -304,7 +333,7 @@ def _check_label_files(images: Sequence[Path], folders: Folders, reading: Readin
     """
     some = not images
     for parent in dict.fromkeys(image.parent for image in images):
-        labels = folders(_label_folder(parent))
+        labels = _label_folder(parent, folders)
         for name in labels.names:
             stem, suffix = os.path.splitext(name)
             if suffix != ".txt" or name.lower() in _NOT_LABELS:
@@ -316,18 +345,17 @@ def _check_label_files(images: Sequence[Path], folders: Folders, reading: Readin
                 reason = f"there is no image of these labels in {parent}{near}"
                 reading.faults.append(Fault(f"{labels.path / name}:1", reason, "fatal"))
     if not some:
-        tried = ", ".join(dict.fromkeys(str(_label_folder(image.parent)) for image in images))
+        tried = ", ".join(dict.fromkeys(str(_label_folder(image.parent, folders).path) for image in images))
         raise DataError(
             f"none of the {len(images)} images has a label file; looked in {tried} "
             "(an image without objects may have an empty one)"
         )
 
 
-def _has_rows(file: Path) -> bool:
+def _has_rows(file: Location) -> bool:
     """Return whether the first line of a text file looks like a label."""
-    check_regular(file)
-    with file.open(encoding="utf-8", errors="replace") as text:
-        columns = text.readline(_MAX_ROW_CHARACTERS).split()
+    lines = read_start(file, _MAX_ROW_BYTES).decode(errors="replace").splitlines()
+    columns = lines[0].split() if lines else []
     return len(columns) == 5 and all(_number(column) is not None for column in columns)
 
 
@@ -405,7 +433,7 @@ def labels_text(
     return "".join(f"{k} {' '.join(map(text, row))}\n" for k, row in zip(labels.tolist(), rows, strict=True))
 
 
-def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Location, str]) -> list[str]:
     """Write images/LIST, labels/LIST and data.yaml. Crowd and difficult boxes are left out, as usual, and counted.
 
     `names` maps each image to its new file name.

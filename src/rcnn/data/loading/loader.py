@@ -15,7 +15,6 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset, Record, Records
 from rcnn.data.loading.augment import MIN_VISIBLE_SHARE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
+from rcnn.data.loading.pixel_cache import PixelCache
 from rcnn.data.loading.workers import choose_workers
 from rcnn.data.proposals.external import (
     NOTHING,
@@ -39,9 +39,10 @@ from rcnn.data.proposals.external import (
     batch_proposals,
     pad_proposals,
 )
-from rcnn.errors import DataError, ImageError
+from rcnn.errors import DataError, ImageError, StorageError
 from rcnn.images.batch import Preprocessor, Size, resized_by_pillow
 from rcnn.images.decode import read_rgb
+from rcnn.images.storage import Location
 from rcnn.images.stream import ahead, read_picture
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.signals import workers_unheard
@@ -230,6 +231,7 @@ class Loader:
         size than before is left out of training, unless `data.on_fault` is `stop`.
 
         Raises:
+            StorageError: a remote image can't be reached, or may not be read.
             DataError: an image can't be read, or one is of another size and not left out, or many are; the message
                 names it.
             ChildProcessError: a loader process has ended, can't be started or can't hand over its batches; the message
@@ -423,7 +425,8 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     def __post_init__(self) -> None:
         names = [*self.records.names()]
         self._by_name = array("q", sorted(range(len(names)), key=names.__getitem__))
-        self._last: tuple[Path | None, np.ndarray] = (None, np.zeros(0))
+        self._cache = PixelCache.of(self.settings)
+        self._last: tuple[Location | None, np.ndarray] = (None, np.zeros(0))
         # Compiled graphs need a fixed number of ground-truth boxes: the maximum per image, rounded up to share graphs.
         max_boxes = int(self.records.counts.max(initial=0))
         self.width = 8 * max(1, math.ceil(self.sampler.max_members * max_boxes / 8))
@@ -436,6 +439,8 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         try:
             item = self.load(work)
             return item if isinstance(item, Exception) else bytes(ForkingPickler.dumps(item))
+        except StorageError as error:
+            return error
         except (OSError, RuntimeError, MemoryError) as error:
             reason = lost_worker(error)
             if reason is None and not isinstance(error, MemoryError):
@@ -506,10 +511,14 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         """Return the (H, W, C) pixels of an image or window. In evaluation, windows of one file are consecutive."""
         path, array = self._last
         if path != record.path:
-            array = read_picture(record.path, self.settings)
+            array = self._decoded(record)
             _check_unchanged(record, (array.shape[0], array.shape[1]))
             self._last = (record.path, array) if record.view is not None else (None, array[:0])
         return array if record.view is None else record.view.crop(array)
+
+    def _decoded(self, record: Record) -> np.ndarray:
+        """Return the (H, W, C) pixels of the file of a record."""
+        return read_picture(record.path, self.settings) if self._cache is None else self._cache.read(record.path)
 
     def _load(self, index: int, seed: int) -> LoadedImage:
         """Return the resized and, when training, augmented image of a record, with its objects and proposals.
@@ -529,7 +538,10 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         if self.settings.preprocess.in_channels == 3 and self.settings.preprocess.resize == "pillow":
             if record.view is None:
-                picture = read_rgb(record.path, white=data.white, max_pixels=data.max_pixels)
+                if self._cache is None:
+                    picture = read_rgb(record.path, white=data.white, max_pixels=data.max_pixels)
+                else:
+                    picture = Image.fromarray(self._decoded(record))
                 _check_unchanged(record, (picture.height, picture.width))
             else:
                 picture = Image.fromarray(np.ascontiguousarray(self._pixels(record)))

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from rcnn.data.proposals.mat import read_mat
 from rcnn.data.proposals.search import SEARCHES, search_files
 from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.images.sources import files
+from rcnn.images.storage import Location, RemotePath, local_copy, location
 
 MAX_OVERHANG = 1.0
 """Pixels by which a box may reach beyond the image. It is clipped, since files hold rounded numbers."""
@@ -81,7 +83,7 @@ def open_proposals(
 def find_proposals(
     source: str,
     records: Sequence[Record],
-    root: Path,
+    root: Location | None,
     settings: Data,
     progress: ProgressCallback | None = None,
     skip: Callable[[ImageError], None] | None = None,
@@ -108,14 +110,16 @@ def find_proposals(
     return found
 
 
-def read_proposals(path: str | Path, records: Sequence[Record], root: Path | None = None) -> list[ImageProposals]:
+def read_proposals(
+    path: str | Location, records: Sequence[Record], root: Location | None = None
+) -> list[ImageProposals]:
     """Return the boxes of every record, in the order of the records. Without scores, the order in the file ranks them.
 
     The file may refer to an image by its name, its file's name or stem, or its id, if that is unambiguous. Boxes
     without width or height, which may result from rounding, are dropped.
 
     Args:
-        path: .json, .npz or .mat file in one of the forms described at the top of this module.
+        path: .json, .npz or .mat file, or its address, in one of the forms described at the top of this module.
         records: the images.
         root: folder whose other images, such as those of other lists, may be in the file too and are ignored.
 
@@ -123,11 +127,12 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
         DataError: the file can't be read; a box is outside its image, inverted or not finite; an image is unknown,
             occurs twice or is missing. The message names file and row of every fault.
     """
-    path = Path(path).expanduser()
+    path = location(path)
+    path = path.expanduser() if isinstance(path, Path) else path
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {', '.join(WORDS)}")
     images, found, faults = _Images(records, root), dict[int, ImageProposals](), list[str]()
-    for part in _READERS[path.suffix.lower()](path):
+    for part in _parts(path):
         if isinstance(part, str):
             faults.append(part)
             continue
@@ -152,16 +157,38 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
     return [found[index] for index in range(len(records))]
 
 
+def _parts(path: Location) -> Iterator["_Part | str"]:
+    """Yield what a file says of each image, or a fault of it.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    if isinstance(path, Path):
+        yield from _READERS[path.suffix.lower()](path)
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(local_copy(path, MAX_PROPOSAL_BYTES))
+        except OSError as error:
+            raise DataError(f"{path}: can't be read: {error.strerror or error}") from None
+        try:
+            yield from _READERS[path.suffix.lower()](file)
+        except DataError as error:
+            raise DataError(str(error).replace(str(file), str(path))) from None
+
+
 class _Images:
     """The names by which a file may refer to the images of a data set."""
 
-    def __init__(self, records: Sequence[Record], root: Path | None) -> None:
+    def __init__(self, records: Sequence[Record], root: Location | None) -> None:
         self._root = root
-        self._folders = {os.path.abspath(root), os.path.realpath(root)} if root else set[str]()
+        self._folders = {os.path.abspath(root), os.path.realpath(root)} if isinstance(root, Path) else set[str]()
         self._whole: dict[str, int] = {}
         short: defaultdict[str, set[int]] = defaultdict(set)
         for index, record in enumerate(records):
-            paths = (record.path, os.path.abspath(record.path), os.path.realpath(record.path))
+            paths = [record.path]
+            if isinstance(record.path, Path):
+                paths += [os.path.abspath(record.path), os.path.realpath(record.path)]
             self._whole |= dict.fromkeys((record.name, *map(str, paths)), index)
             name = Path(record.name)
             for text in (name.name, name.stem, str(name.with_suffix("")), str(record.id)):
@@ -180,7 +207,8 @@ class _Images:
         """Return whether an image that is not among the records lies in the folder."""
         if self._root is None:
             return False
-        in_folder = self._has(os.path.abspath(image)) or self._has(os.path.join(os.path.abspath(self._root), image))
+        folder = "" if isinstance(self._root, RemotePath) else os.path.abspath(self._root)
+        in_folder = self._has(os.path.abspath(image)) or self._has(os.path.join(folder, image))
         return in_folder or not self._others.isdisjoint((image, os.path.basename(image)))
 
     def hint(self, image: str) -> str:
@@ -194,7 +222,7 @@ class _Images:
     @cached_property
     def _others(self) -> set[str]:
         """The names and stems of all images in the folder."""
-        return {name for file in files(str(self._root)) for name in (file.name, file.stem)}
+        return {name for file in files(self._root or ".") for name in (file.name, file.stem)}
 
 
 def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], ImageProposals]:

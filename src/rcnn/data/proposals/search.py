@@ -19,11 +19,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.config.files import cache_folder, check_regular
+from rcnn.config.files import cache_folder
 from rcnn.cores import usable_cores
 from rcnn.data.proposals.external import NOTHING, ImageProposals, ranked
 from rcnn.errors import ImageError, SettingsError
-from rcnn.images.decode import MAX_FILE_BYTES, read_image
+from rcnn.images.decode import MAX_FILE_BYTES, MAX_WHOLE_BYTES, read_image
+from rcnn.images.storage import Location, read_bytes
 from rcnn.images.stream import ahead
 
 MAX_SEARCHED_BOXES = 2000
@@ -221,7 +222,7 @@ SEARCHES: dict[str, Callable[[Data], Search]] = {
 """Name of a source of proposals -> the search. A SettingsError names a missing package or file."""
 
 
-def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[ImageProposals | ImageError]:
+def search_files(paths: Sequence[Location], name: str, settings: Data) -> Iterator[ImageProposals | ImageError]:
     """Yield the boxes of each file in order, best first, using all cores. Cached boxes are not searched again.
 
     If an image can't be read, its error is yielded.
@@ -234,14 +235,15 @@ def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[I
     Raises:
         SettingsError: OpenCV, with its contributed modules, is not installed; or EdgeBoxes has no model file.
         OSError: the cache folder can't be written, or the disk is full.
+        StorageError: as for `read_image`.
     """
     search, folder = SEARCHES[name](settings), cache_folder("proposals")
     folder.mkdir(parents=True, exist_ok=True)
 
-    def of_file(path: Path) -> ImageProposals | ImageError:
+    def of_file(path: Location) -> ImageProposals | ImageError:
         try:
-            check_regular(path, MAX_FILE_BYTES)
-            key = f"{search.key} {settings.white} {blake2b(path.read_bytes()).hexdigest()}"
+            content = read_bytes(path, MAX_FILE_BYTES if isinstance(path, Path) else MAX_WHOLE_BYTES)
+            key = f"{search.key} {settings.white} {blake2b(content).hexdigest()}"
             file = folder / f"{blake2b(key.encode(), digest_size=20).hexdigest()}.npz"
             boxes = _read(file)
             if boxes is not None:

@@ -28,6 +28,7 @@ from rcnn.diagnose.anchors.fit import (
     setting_words,
 )
 from rcnn.errors import DataError, SettingsError
+from rcnn.images.storage import Location, is_remote
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -219,7 +220,7 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
 
 @suggest_settings
 def anchors(
-    data: str | Path,
+    data: str | Location,
     model: FasterRCNN | Detector | str | Path = "mobilenet-fpn",
     *,
     overrides: Sequence[str] = (),
@@ -257,7 +258,7 @@ def anchors(
 
 def names_weights(model: str) -> bool:
     """Return whether a model is a file or name that `rcnn.load` loads, and not a preset."""
-    return model in NAMES or model.endswith(".safetensors") or Path(model).is_file()
+    return model in NAMES or model.endswith(".safetensors") or is_remote(model) or Path(model).is_file()
 
 
 def network_of(model: str, overrides: Sequence[str]) -> FasterRCNN:

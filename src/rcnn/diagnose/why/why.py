@@ -1,20 +1,19 @@
 """`rcnn.why`: where a detector lost each object of a data set, what each false alarm is, and what to change first."""
 
-from pathlib import Path
-
 from rcnn.config import override
 from rcnn.config.aliases import suggest_settings
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
 from rcnn.diagnose.why.analyse import analyse
 from rcnn.diagnose.why.tables import WhyReport, report
+from rcnn.images.storage import Location
 from rcnn.open_model import load
 
 
 @suggest_settings
 def why(
-    detector: Detector | str | Path,
-    data: str | Path,
+    detector: Detector | str | Location,
+    data: str | Location,
     *,
     split: Split = "val",
     iou: float = 0.5,
@@ -41,7 +40,7 @@ def why(
         DataError: the data can't be read, has no images, or holds a class that the detector does not know.
         NonFiniteError: the network's output is not finite.
     """
-    detector = load(detector) if isinstance(detector, str | Path) else detector
+    detector = load(detector) if isinstance(detector, str | Location) else detector
     settings = override(detector.settings, {"data": {} if on_fault is None else {"on_fault": on_fault}})
     dataset = open_dataset(data, split, settings.data, names=detector.names)
     score = settings.predict.score if score is None else score
