@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 PICTURES = 90
 COLUMNS = ("boxes", "scores", "labels", "names")
-SECONDS, SECONDS_TO_END = 300, 20
+SECONDS, SECONDS_TO_END = 900, 20
 MARK = "RCNN_TEST_FOLDER"
 """Name of a variable in the environment of all processes that a test starts."""
 
