@@ -29,14 +29,20 @@ def peak() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def make(root: Path, images: int, annotations: int, add: Callable[[Path], None] = Path.touch) -> Path:
-    """Write the json, and with `add` the image files, which are empty by default."""
+def make(
+    root: Path,
+    images: int,
+    annotations: int,
+    add: Callable[[Path], None] = Path.touch,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> Path:
+    """Write the json for images of a size, and with `add` the image files, which are empty by default."""
     rng = np.random.default_rng(0)
     file = root / "annotations" / "instances_train2017.json"
     for folder in (file.parent, root / "train2017"):
         folder.mkdir()
-    corners = rng.uniform(0, (WIDTH - 1, HEIGHT - 1), (annotations, 2)).round(2)
-    sides = (rng.uniform(0.01, 1, (annotations, 2)) * ((WIDTH, HEIGHT) - corners)).round(2)
+    corners = rng.uniform(0, (size[0] - 1, size[1] - 1), (annotations, 2)).round(2)
+    sides = (rng.uniform(0.01, 1, (annotations, 2)) * (size - corners)).round(2)
     owners, classes = rng.integers(images, size=annotations), rng.integers(CLASSES, size=annotations)
     with file.open("w", encoding="utf-8") as out:
         out.write('{"info": {"year": 2017}, "images": [')
@@ -44,7 +50,7 @@ def make(root: Path, images: int, annotations: int, add: Callable[[Path], None] 
             name = f"{index:012}.jpg"
             add(root / "train2017" / name)
             image = {"license": 3, "file_name": name, "coco_url": f"http://images.cocodataset.org/train2017/{name}"}
-            image |= {"height": HEIGHT, "width": WIDTH, "date_captured": "2013-11-14 11:18:45", "id": index}
+            image |= {"height": size[1], "width": size[0], "date_captured": "2013-11-14 11:18:45", "id": index}
             out.write(", " * (index > 0) + json.dumps(image))
         out.write('], "annotations": [')
         for index, ((x, y), (w, h)) in enumerate(zip(corners.tolist(), sides.tolist(), strict=True)):

@@ -2,7 +2,7 @@
 
     python benchmarks/second_start.py [--images 118287] [--annotations 860001] [--folder DIR]
 
-The data are as large as train2017 of COCO: a synthetic json, and links to a few JPEGs of 640 x 480 pixels. A training
+The data are as large as train2017 of COCO: a synthetic json, and links to a few JPEGs of 160 x 120 pixels. A training
 of `tiny-fpn` is started with an empty cache, then again, and then as two processes with gloo, each time in fresh
 processes. For every process, the script prints its CPU seconds, imports included, up to the end of the first step, and
 its peak memory before the model is built, above that after `import torch`.
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from read_coco import HEIGHT, WIDTH, make, peak
+from read_coco import make, peak
 
-JPEGS = 50
+JPEGS, SIZE = 50, (160, 120)
 SETTINGS = ("preprocess.short=64", "preprocess.long=96", "train.batch=2", "train.steps=[1]", "data.workers=0")
 
 
@@ -32,10 +32,10 @@ def make_data(root: Path, images: int, annotations: int) -> None:
     (root / "data").mkdir()
     sources.mkdir()
     for number in range(JPEGS):
-        small = Image.fromarray(rng.integers(0, 256, (HEIGHT // 40, WIDTH // 40, 3), dtype=np.uint8))
-        small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(sources / f"{number}.jpg", quality=90)
+        small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        small.resize(SIZE, Image.Resampling.BICUBIC).save(sources / f"{number}.jpg", quality=90)
     numbers = count()
-    make(root / "data", images, annotations, lambda path: os.link(sources / f"{next(numbers) % JPEGS}.jpg", path))
+    make(root / "data", images, annotations, lambda path: os.link(sources / f"{next(numbers) % JPEGS}.jpg", path), SIZE)
     time.sleep(2.5)
 
 
@@ -46,12 +46,12 @@ def start(data: Path, runs: Path) -> None:
     before, began = peak(), time.perf_counter()
     from rcnn.training import train, trainer
 
-    prepare, step = train.prepare_run, trainer.Trainer.step
+    open_run, step = train.open_run, trainer.Trainer.step
     built = [0.0]
 
-    def prepare_run(*arguments):
+    def measured(*arguments):
         built[0] = peak()
-        return prepare(*arguments)
+        return open_run(*arguments)
 
     def one_step(self, *arguments):
         step(self, *arguments)
@@ -65,7 +65,7 @@ def start(data: Path, runs: Path) -> None:
         self.distributed.gather(None)  # so that no process misses another one
         os._exit(0)
 
-    train.prepare_run, trainer.Trainer.step = prepare_run, one_step
+    train.open_run, trainer.Trainer.step = measured, one_step
     train.train(data, model="tiny-fpn", overrides=SETTINGS, runs=runs, init="none", ema=None, device="cpu", quiet=True)
 
 

@@ -13,7 +13,7 @@ from rcnn.config import Data
 from rcnn.data.formats.find import open_splits
 from rcnn.errors import DataError
 from rcnn.training import shared_data
-from rcnn.training.distributed import Distributed
+from rcnn.training.distributed import Distributed, once
 from rcnn.training.shared_data import Splits, open_shared
 from tests.data.test_list_cache import make, text_of
 
@@ -38,6 +38,9 @@ class Exchange:
                 items = [*exchange.items]
                 exchange.barrier.wait()
                 return items
+
+            def share(self, item: Any) -> Any:
+                return self.gather(item)[0]
 
         return Member(torch.device("cpu"), rank, len(self.items))
 
@@ -137,6 +140,26 @@ def test_an_error_of_a_process_that_reads_for_itself_reaches_the_others(
 
     results, _ = run(hosts(2), read)
     assert [str(error) for error in results] == ["gone", "gone"]
+
+
+@pytest.mark.parametrize("failure", [None, DataError("gone"), OSError(5, "Input/output error")])
+def test_process_0_computes_for_all(failure: Exception | None) -> None:
+    exchange = Exchange(3)
+
+    def compute() -> str:
+        if failure is not None:
+            raise failure
+        return threading.current_thread().name
+
+    def process(rank: int) -> Any:
+        threading.current_thread().name = f"process {rank}"
+        try:
+            return once(exchange.member(rank), compute)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(process, range(3))] == [failure or "process 0"] * 3
 
 
 def test_a_change_in_one_process_does_not_reach_the_others(root: Path) -> None:

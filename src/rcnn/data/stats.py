@@ -50,11 +50,8 @@ class Stats:
 def statistics(dataset: Dataset) -> Stats:
     """Compute the statistics of one split."""
     records = dataset.records
-    boxes = np.concatenate([record.boxes for record in records] or [np.empty((0, 4))])
-    labels = np.concatenate([record.labels for record in records] or [np.empty(0, np.int64)])
-    counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
-    shown = np.concatenate([np.unique(record.labels) for record in records] or [np.empty(0, np.int64)])
-    classes = len(dataset.names)
+    boxes, labels, counts, classes = records.boxes, records.labels, records.counts, len(dataset.names)
+    shown = np.unique(np.repeat(np.arange(len(records)), counts) * classes + labels) % classes
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area = width * height
     numbers, images = np.unique(counts, return_counts=True)
@@ -63,7 +60,7 @@ def statistics(dataset: Dataset) -> Stats:
         images=len(records),
         empty=int((counts == 0).sum()),
         boxes=len(boxes),
-        ignored=sum(int(record.ignore.sum()) for record in records),
+        ignored=int(records.ignore.sum()),
         classes=dict(zip(dataset.names, np.bincount(labels, minlength=classes).tolist(), strict=True)),
         class_images=dict(zip(dataset.names, np.bincount(shown, minlength=classes).tolist(), strict=True)),
         small=small,
@@ -72,8 +69,8 @@ def statistics(dataset: Dataset) -> Stats:
         box_sizes=_quantiles(np.sqrt(area)),
         aspect_ratios=_quantiles(height / width),
         boxes_per_image=dict(zip(numbers.tolist(), images.tolist(), strict=True)),
-        heights=_quantiles(np.array([record.size[0] for record in records])),
-        widths=_quantiles(np.array([record.size[1] for record in records])),
+        heights=_quantiles(records.sizes[:, 0]),
+        widths=_quantiles(records.sizes[:, 1]),
     )
 
 

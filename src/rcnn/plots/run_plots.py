@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rcnn.data.dataset import Record
+from rcnn.data.dataset import Record, Records
 from rcnn.draw import PALETTE, SHADES
 from rcnn.metrics.curves import Curves, best_threshold
 from rcnn.metrics.proposal_recall import ProposalMetrics
@@ -155,13 +155,12 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
 def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> None:
     """Plot statistics of the labels: objects of each class, sizes, positions in the image, and objects per image."""
     figure, grid = new_figure(2, 2, 10.0, 7.2)
-    labels = np.concatenate([record.labels for record in records] or [np.zeros(0, np.int64)])
-    boxes = np.concatenate([record.boxes for record in records] or [np.zeros((0, 4))])
-    extent = np.concatenate([np.broadcast_to(r.size[::-1], (len(r.labels), 2)) for r in records] or [np.zeros((0, 2))])
+    records = records if isinstance(records, Records) else Records(records)
+    labels, boxes, each = records.labels, records.boxes, records.counts
+    extent = np.repeat(records.sizes[:, ::-1], each, axis=0)
     _class_bars(grid[0, 0], np.bincount(labels, minlength=len(names)), names)
     _sizes(grid[0, 1], boxes[:, 2:] - boxes[:, :2], labels, len(names))
     _positions(grid[1, 0], (boxes[:, :2] + boxes[:, 2:]) / 2 / extent)
-    each = np.array([len(record.labels) for record in records], np.int64)
     style(grid[1, 1], f"Objects per image: {len(labels)} in {len(records)} images", "objects", "images")
     if len(each):
         step = -(-(int(each.max()) + 1) // 40)

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,11 +23,13 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from rcnn.config import Settings
-from rcnn.errors import SettingsError, TrainingError
+from rcnn.errors import DataError, SettingsError, StorageError, TrainingError, WeightsError
 from rcnn.runtime.eager import choose_device
 from rcnn.training.peers import GRACE_SECONDS, LOST, Peers, ProcessLost, connect
 
 Item = TypeVar("Item")
+FAILURES = (DataError, SettingsError, WeightsError, StorageError, OSError)
+"""Errors of the user's files, which are the same in all processes that read them."""
 
 START_SECONDS = 300.0
 """Minimum time in which all processes must have started, whatever `train.timeout` is."""
@@ -145,6 +147,24 @@ class Distributed:
         mean = self.sum(torch.cat(measured)) / self.world
         for part, shared in zip(measured, mean.split([len(part) for part in measured]), strict=True):
             part.copy_(shared)
+
+
+def once(distributed: Distributed, compute: Callable[[], Item]) -> Item:
+    """Return what process 0 computes, in every process.
+
+    Raises:
+        DataError, SettingsError, WeightsError, StorageError, OSError: `compute` raised it; all processes raise it.
+    """
+    item, error = None, None
+    if distributed.writer:
+        try:
+            item = compute()
+        except FAILURES as failure:
+            error = failure
+    shared, failed = distributed.share((item, error))
+    if failed is not None:
+        raise failed
+    return shared  # type: ignore[return-value]  # the item of process 0
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:

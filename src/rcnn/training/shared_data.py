@@ -12,13 +12,10 @@ from rcnn.config import Data
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_splits
 from rcnn.data.saved import load_datasets, save_datasets
-from rcnn.errors import DataError, SettingsError, StorageError
-from rcnn.training.distributed import Distributed
+from rcnn.training.distributed import FAILURES, Distributed
 from rcnn.training.log import shown_progress
 
 Splits = tuple[Dataset, Dataset]
-FAILURES = (DataError, SettingsError, StorageError, OSError)
-"""Errors of the data, which are the same in all processes that read it."""
 
 
 def read_data(settings: Data, distributed: Distributed, console: Console | None) -> Splits:

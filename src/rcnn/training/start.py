@@ -12,7 +12,7 @@ from rcnn.data.loading.windows import training_windows
 from rcnn.images.storage import lies_in, location, normal
 from rcnn.presets import build
 from rcnn.training.checkpoint import latest, read_stage, restore
-from rcnn.training.distributed import Distributed
+from rcnn.training.distributed import Distributed, once
 from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.init import Start, initialise
 from rcnn.training.proposals import external_proposals, proposal_files, save_proposals
@@ -43,7 +43,7 @@ def prepare_run(
     """
     train_set = splits[0]
     proposals = external_proposals(settings, splits, distributed, console)
-    settings, notes = distributed.gather(settle_anchors(settings, training_windows(train_set, settings)))[0]
+    settings, notes = once(distributed, lambda: settle_anchors(settings, training_windows(train_set, settings)))
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
     settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
     path, root = location(str(settings.data.path)), normal(train_set.root)

@@ -13,7 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import blake2b
+from itertools import repeat
 from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -195,10 +197,11 @@ class Loader:
         self._left_out = set[str]()
         self.report: Callable[[str], None] | None = None
         self._buckets: dict[Size, list[int]] = defaultdict(list)
-        number = len(dataset)
-        for index, record in enumerate(dataset.records):
-            draws = range(index, index + number * sampler.repeats(record), number)
-            self._buckets[self._reader.bucket(record)] += draws
+        number, bucket = len(dataset), cache(self._reader.bucket)
+        sizes = zip(dataset.records.sizes.tolist(), dataset.records.resized.tolist(), strict=True)
+        repeats = repeat(1) if sampler is ALONE else map(sampler.repeats, dataset.records)
+        for index, ((size, resized), times) in enumerate(zip(sizes, repeats, strict=False)):
+            self._buckets[bucket(*size, *resized)] += range(index, index + number * times, number)
         names = [*dataset.records.names()]
         if training:  # shuffling permutes positions, so the order before it must follow from sizes and names alone
             for draws in self._buckets.values():
@@ -468,7 +471,8 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
                 seeds.append(seed)
         sources = [self.records[draw % number] for draw in real]
         images, records, external = (list(column) for column in zip(*samples, strict=True)) if samples else ([], [], [])
-        bucket = self.bucket(self.records[example % number])
+        record = self.records[example % number]
+        bucket = self.bucket(*record.size, *(record.view.resized if record.view else (0, 0)))
         batch = self.preprocessor.collate(images, [source.size for source in sources], bucket)
         fillers = len(draws) - len(real)
         if fillers:  # images of zeros, whose size is 0, so that they do not contribute to training
@@ -499,9 +503,10 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         samples = [self._load(member, own) for member, own in zip(members, seeds, strict=True)]
         return self.sampler.combine(samples, self._canvas(self.records[index]), generator)
 
-    def bucket(self, record: Record) -> Size:
-        """Return the bucket that an image belongs to."""
-        return self.preprocessor.padded(self._canvas(record))
+    def bucket(self, height: int, width: int, resized_height: int, resized_width: int) -> Size:
+        """Return the bucket of an image, or of a window after resizing; the latter is 0 for an entire image."""
+        resized = (resized_height, resized_width) if resized_height else self.preprocessor.resized((height, width))
+        return self.preprocessor.padded(resized)
 
     def _canvas(self, record: Record) -> Size:
         """Return the size of an image after resizing."""

@@ -9,7 +9,7 @@ shape is the cell nearest to the box in both, and the best IoU with an entire gr
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -135,25 +135,28 @@ def best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> T
 
 
 def _best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> Tensor:
+    levels = (_level_iou(objects, anchors, level, stride) for level, stride in enumerate(strides))
+    return reduce(torch.maximum, levels)
+
+
+def _level_iou(objects: TruthBoxes, anchors: Anchors, level: int, stride: int) -> Tensor:
+    """Return (N,) the IoU of each object with the best anchor of one level."""
     centre = box_ops.centre_size(objects.boxes)[0][:, None]  # (N, 1, 2) as (x, y)
-    best = objects.boxes.new_zeros(len(objects.boxes))
-    for level, stride in enumerate(strides):
-        shapes = anchor_ops.cell_anchors(anchors, level, torch.float64)
-        half = shapes[:, 2:]  # (k, 2)
-        last = objects.cells[:, level].flip(-1)[:, None] - 1
-        step = torch.full_like(last, stride)
-        if anchors.stride == "image//grid":
-            step = objects.padded.flip(-1)[:, None] // (last + 1)
-        first = torch.zeros_like(last)
-        if anchors.border is not None:
-            first = ((half - anchors.border) / step - anchors.offset).ceil().clamp(min=0)
-            beyond = objects.sizes.flip(-1)[:, None] + anchors.border - half
-            last = last.minimum((beyond / step - anchors.offset).floor())
-        cell = (centre / step - anchors.offset).round().maximum(first).minimum(last)
-        position = (cell + anchors.offset) * step  # (N, k or 1, 2)
-        iou = box_ops.iou(shapes + position.repeat(1, 1, 2), objects.boxes[:, None])  # (N, k)
-        best = best.maximum(iou.masked_fill((last < first).any(dim=-1), 0.0).amax(dim=1))
-    return best
+    shapes = anchor_ops.cell_anchors(anchors, level, torch.float64)
+    half = shapes[:, 2:]  # (k, 2)
+    last = objects.cells[:, level].flip(-1)[:, None] - 1
+    step = torch.full_like(last, stride)
+    if anchors.stride == "image//grid":
+        step = objects.padded.flip(-1)[:, None] // (last + 1)
+    first = torch.zeros_like(last)
+    if anchors.border is not None:
+        first = ((half - anchors.border) / step - anchors.offset).ceil().clamp(min=0)
+        beyond = objects.sizes.flip(-1)[:, None] + anchors.border - half
+        last = last.minimum((beyond / step - anchors.offset).floor())
+    cell = (centre / step - anchors.offset).round().maximum(first).minimum(last)
+    position = (cell + anchors.offset) * step  # (N, k or 1, 2)
+    iou = box_ops.iou(shapes + position.repeat(1, 1, 2), objects.boxes[:, None])  # (N, k)
+    return iou.masked_fill((last < first).any(dim=-1), 0.0).amax(dim=1)
 
 
 def fit(
@@ -194,11 +197,23 @@ def fit(
     def shortfall(iou: Tensor) -> float:
         return float((target - iou).clamp(min=0) @ weight)
 
+    known: dict[tuple[object, ...], Tensor] = {}
+
+    def iou_of(rule: Anchors) -> Tensor:
+        """Return what `best_iou` does. Most rules differ from an earlier one in a single level."""
+        levels = []
+        for level, stride in enumerate(strides):
+            key = level, rule.sizes[level], rule.ratios
+            if key not in known:
+                known[key] = _level_iou(some, rule, level, stride)
+            levels.append(known[key])
+        return reduce(torch.maximum, levels)
+
     def shortfall_of(rule: Anchors) -> float:
-        return shortfall(best_iou(some, rule, strides))
+        return shortfall(iou_of(rule))
 
     def missed_and_shortfall(rule: Anchors) -> float:
-        iou = best_iou(some, rule, strides)
+        iou = iou_of(rule)
         missed = float(torch.sigmoid((RECALLED - iou) / SOFTNESS).mean())
         return missed + SHORTFALL_WEIGHT * shortfall(iou)
 
