@@ -66,7 +66,7 @@ MAY_IMPORT = {
 }
 """Parts that each part may import, also inside functions. It may always import itself and `errors`; `cli` may all."""
 
-MAX_PARAMETERS, MAX_NAME_LENGTH, MAX_SHARED_FILE_NAMES, MAX_IMPORTED_MODULES = 8, 32, 8, 16
+MAX_PARAMETERS, MAX_NAME_LENGTH, MAX_SHARED_FILE_NAMES, MAX_IMPORTED_MODULES = 8, 32, 8, 15
 
 IMPORT_EACH_ALONE = """
 import gc, sys

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice, pairwise
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -19,7 +20,6 @@ from rcnn.data.loading.windows import cut_into_views
 from rcnn.data.proposals.external import External, SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import DataError, check_number
-from rcnn.images.storage import Location
 from rcnn.metrics.table import Metrics
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.structures import Detections, Proposals, to_host
@@ -104,8 +104,8 @@ class FlatResults(NamedTuple):
 
 @suggest_settings
 def val(
-    detector: Detector | str | Location,
-    data: str | Location,
+    detector: Detector | str | Path,
+    data: str | Path,
     *,
     split: Split = "val",
     batch: int = 8,
@@ -130,7 +130,7 @@ def val(
         DataError: the data can't be read, or contains a class that the detector does not have.
     """
     check_number("batch", batch, 1, kind=Integral)  # before anything is read
-    detector = load(detector) if isinstance(detector, str | Location) else detector
+    detector = load(detector) if isinstance(detector, str | Path) else detector
     settings = override(detector.settings, {"data": {} if on_fault is None else {"on_fault": on_fault}}).data
     dataset = open_dataset(data, split, settings, names=detector.names)
     return evaluate(detector, dataset, batch=batch, losses=losses, shard=shard)

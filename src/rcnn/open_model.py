@@ -100,3 +100,8 @@ def _file(name: str) -> Path:
     if near:
         raise WeightsError(f"{name}: no such file or known name; did you mean `{near[0]}`?")
     raise WeightsError(f"{name}: no such file. Known names are {', '.join(NAMES)}")
+
+
+def names_weights(model: str) -> bool:
+    """Return whether a model is a file or name that `rcnn.load` loads, and not a preset."""
+    return model in NAMES or model.endswith(".safetensors") or is_remote(model) or Path(model).is_file()

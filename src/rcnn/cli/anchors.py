@@ -38,7 +38,8 @@ def anchors(
     from rcnn.data.formats.find import open_dataset
     from rcnn.diagnose.anchors.fit import setting_words
     from rcnn.diagnose.anchors.picture import plot_anchors
-    from rcnn.diagnose.anchors.study import names_weights, network_of, study
+    from rcnn.diagnose.anchors.study import network_of, study
+    from rcnn.open_model import names_weights
 
     path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
     network = load_detector(model, changes, "cpu").model if names_weights(model) else network_of(model, changes)

@@ -223,3 +223,13 @@ def sides_of(text: str | None) -> tuple[int, int] | None:
 def assignments(options: Mapping[str, object]) -> list[str]:
     """Return the options that have a value as `section.key=value`, or as `imgsz=320`."""
     return [f"{key}={value}" for key, value in options.items() if value is not None]
+
+
+def refuse_addresses(words: Sequence[str], reason: str) -> None:
+    """Check that no word is an address.
+
+    Raises:
+        SettingsError: one is.
+    """
+    if remote := next(filter(is_address, words), None):
+        raise SettingsError(f"{shown(remote)}: {reason}")

@@ -14,7 +14,6 @@ from rcnn.cli import arguments, screen
 from rcnn.config import read
 from rcnn.config.files import cache_folder
 from rcnn.errors import DataError, SettingsError, UnavailableError, WeightsError
-from rcnn.images.storage import is_address, shown
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
@@ -99,8 +98,7 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
     names, changes = arguments.split(words)
     if not 1 <= len(names) <= 2:
         raise SettingsError(f"give a run or a model, and data; got {len(names)} words: {' '.join(names)}")
-    if remote := next(filter(is_address, names), None):
-        raise SettingsError(f"{shown(remote)}: rcnn look shows local data; download it, and give its folder")
+    arguments.refuse_addresses(names, "rcnn look shows local data; download it, and give its folder")
     first = Path(names[0])
     run = is_run(first)
     if len(names) == 1 and holds_runs(first):
@@ -124,7 +122,7 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
 def _data_of(run: Path) -> Path | None:
     """Return the data that a run was trained on, or None if it does not exist."""
     path = read(run / "config.yaml").data.path
-    if path and not is_address(path) and Path(path).exists():
+    if path and Path(path).exists():
         return Path(path)
     screen.note(f"{run}: its data ({path}) does not exist here; give the data as the second word to see its pictures")
     return None

@@ -8,7 +8,7 @@ import torch
 
 from rcnn.cli import screen
 from rcnn.config import SLIDING_WINDOWS, Settings
-from rcnn.data.dataset import Record
+from rcnn.data.dataset import Location, Record
 from rcnn.data.proposals.external import ImageProposals, SlidingWindows, batch_proposals
 from rcnn.data.proposals.read import find_proposals
 from rcnn.data.proposals.search import SEARCHES, search_files
@@ -16,7 +16,6 @@ from rcnn.detector import Detector, Propose
 from rcnn.errors import ImageError
 from rcnn.images.batch import Preprocessor
 from rcnn.images.decode import image_size
-from rcnn.images.storage import Location
 from rcnn.images.stream import NamedImage, ReadOptions, Skip
 from rcnn.model.sliding_windows import sliding_windows
 from rcnn.presets import build

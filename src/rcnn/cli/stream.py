@@ -1,6 +1,5 @@
 """Common to `predict` and `propose`: open sources, write results as they arrive, and print totals at the end."""
 
-import json
 import os
 import shutil
 import sys
@@ -16,8 +15,7 @@ from rcnn.cli.files import fresh_folder
 from rcnn.cli.loading import load_detector
 from rcnn.cli.writers import FORMATS, LISTS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
-from rcnn.config.files import read_text
-from rcnn.data.formats.coco import MAX_JSON_BYTES
+from rcnn.data.formats.coco import image_ids
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError, ImageError, SettingsError, plural
@@ -326,10 +324,7 @@ def listed_ids(file: Path) -> Callable[[Result], int | str]:
     Raises:
         DataError: the file can't be read; when called, the image is not listed.
     """
-    try:
-        listed = {entry["file_name"]: entry["id"] for entry in json.loads(read_text(file, MAX_JSON_BYTES))["images"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        raise DataError(f"{file}: can't be read as a COCO json with `images`: {error!r}") from None
+    listed = image_ids(file)
 
     def find(result: Result) -> int | str:
         path = Path(result.name)

@@ -80,8 +80,14 @@ def train(
             config = config if resume is None else resume / "config.yaml"
             output |= plan(choose_settings(data, config, model, changes, options, from_))
         else:
-            chosen = {"model": model, "start_from": from_, "overrides": changes, "resume": resume}
-            run = run_training(data, config, **chosen, name=name, runs=out, **options)
+            chosen: dict[str, Any] = {
+                "data": data,
+                "model": model,
+                "start_from": from_,
+                "overrides": changes,
+                "resume": resume,
+            }
+            run = run_training(config=config, **chosen, name=name, runs=out, **options)
             output |= {"folder": run.folder, "best": run.best, "epochs": run.rows, **run.metrics.to_row()}
 
 

@@ -33,7 +33,7 @@ from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, SettingsError
 from rcnn.images.sources import mark_results
-from rcnn.images.storage import shown
+from rcnn.images.storage import Location, check_local, lies_in, location, normal, shown
 from rcnn.training.distributed import Distributed
 from rcnn.training.ownership import owned
 from rcnn.weights.file import atomic_write, kept
@@ -190,6 +190,26 @@ def check_name(name: str | None) -> None:
         raise SettingsError(
             f"--name {shorten(name)}: this is not the name of a folder: no `/`, at most {MAX_NAME_LENGTH} characters"
         )
+
+
+def check_folder(path: str | Path) -> None:
+    """Check that a run folder, or the folder of run folders, is a path.
+
+    Raises:
+        SettingsError: it is an address.
+    """
+    check_local(path, "a run folder")
+
+
+def data_name(path: str, root: Location) -> str:
+    """Return the name of the data of a run: that of the folder of its data, even if `path` is a file or folder in it.
+
+    Args:
+        path: `data.path`.
+        root: folder of the data set.
+    """
+    given, root = location(path), normal(root)
+    return (given if lies_in(root, given) else root).name or "data"
 
 
 def lists(train: Dataset, val: Dataset) -> dict[str, str]:

@@ -9,14 +9,13 @@ from rich.console import Console
 
 from rcnn.config import Settings, override, read, to_yaml
 from rcnn.data.loading.windows import training_windows
-from rcnn.images.storage import lies_in, location, normal
 from rcnn.presets import build
 from rcnn.training.checkpoint import latest, read_stage, restore
 from rcnn.training.distributed import Distributed, once
 from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.init import Start, initialise
 from rcnn.training.proposals import external_proposals, proposal_files, save_proposals
-from rcnn.training.run_folder import RunFolder
+from rcnn.training.run_folder import RunFolder, data_name
 from rcnn.training.run_pictures import draw_start
 from rcnn.training.schemes import stages_of
 from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
@@ -46,8 +45,7 @@ def prepare_run(
     settings, notes = once(distributed, lambda: settle_anchors(settings, training_windows(train_set, settings)))
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
     settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
-    path, root = location(str(settings.data.path)), normal(train_set.root)
-    name = (path if lies_in(root, path) else root).name or "data"
+    name = data_name(str(settings.data.path), train_set.root)
     folder = RunFolder(distributed.share(make(name).path if distributed.writer else Path()))
     if proposals is not None and distributed.writer:
         folder.proposals.mkdir(exist_ok=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from rcnn.images.storage import Location, check_local
 from rcnn.training.configure import choose_settings
 from rcnn.training.distributed import join_processes
 from rcnn.training.elastic import Elastic, open_run
@@ -19,7 +18,7 @@ from rcnn.training.recorders import Recorder, Recorders
 from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.recorders.standard import standard_recorders
 from rcnn.training.run import Run
-from rcnn.training.run_folder import RUNS, RunFolder, check_name
+from rcnn.training.run_folder import RUNS, RunFolder, check_folder, check_name
 from rcnn.training.shared_data import read_data
 from rcnn.training.start import begin, resume_run
 from rcnn.training.summary import announce_end
@@ -27,7 +26,7 @@ from rcnn.training.trainer import Trainer
 
 
 def train(
-    data: str | Location | None = None,
+    data: str | Path | None = None,
     config: str | Path | None = None,
     *,
     model: str | None = None,
@@ -67,8 +66,7 @@ def train(
         Interrupted: Ctrl-C; the state is saved.
     """
     check_name(name)
-    for path in (runs, *([resume] if resume is not None else [])):
-        check_local(path, "a run folder")
+    check_folder(runs if resume is None else resume)
     new_folder = name is not None or Path(runs) != RUNS
     settings = choose_settings(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
     elastic = Elastic.of(os.environ, Path(runs)) if resume is None else None

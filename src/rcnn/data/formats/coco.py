@@ -333,6 +333,18 @@ def _is_id(value: object) -> TypeGuard[int | str]:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
+def image_ids(path: Location) -> dict[str, int | str]:
+    """Return file name -> id of the images in a json file.
+
+    Raises:
+        DataError: the file can't be read, or has no images.
+    """
+    try:
+        return {entry["file_name"]: entry["id"] for entry in json.loads(read_text(path, MAX_JSON_BYTES))["images"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise DataError(f"{path}: can't be read as a COCO json with `images`: {error!r}") from None
+
+
 def label_rows(
     image_id: int | str, ids: Sequence[int], boxes: np.ndarray, labels: np.ndarray, digits: int | None = None
 ) -> list[dict[str, Any]]:

@@ -28,13 +28,12 @@ from rcnn.diagnose.anchors.fit import (
     setting_words,
 )
 from rcnn.errors import DataError, SettingsError
-from rcnn.images.storage import Location, is_remote
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Targets
-from rcnn.open_model import NAMES, load
+from rcnn.open_model import load, names_weights
 from rcnn.presets import build, settings_of
 
 POSITIVES = {"0": (0, 0), "1": (1, 1), "2 - 4": (2, 4), "5 - 9": (5, 9), "10 or more": (10, 1 << 62)}
@@ -220,7 +219,7 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
 
 @suggest_settings
 def anchors(
-    data: str | Location,
+    data: str | Path,
     model: FasterRCNN | Detector | str | Path = "mobilenet-fpn",
     *,
     overrides: Sequence[str] = (),
@@ -254,11 +253,6 @@ def anchors(
     settings = override(network.settings, {"data": {} if on_fault is None else {"on_fault": on_fault}})
     dataset = open_dataset(data, split, settings.data, decode=False)
     return study(dataset, network, sizes=sizes, ratios=ratios)
-
-
-def names_weights(model: str) -> bool:
-    """Return whether a model is a file or name that `rcnn.load` loads, and not a preset."""
-    return model in NAMES or model.endswith(".safetensors") or is_remote(model) or Path(model).is_file()
 
 
 def network_of(model: str, overrides: Sequence[str]) -> FasterRCNN:
