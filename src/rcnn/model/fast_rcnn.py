@@ -376,8 +376,8 @@ class FastRCNN(RoIHead):
             out = head(levels, boxes)
             classification, box = head.roi_losses(out, anchors, sampled.drawn, sampled.truth, targets)
             count = sampled.drawn.valid.sum()
-            losses[f"roi_class{suffix}"] = weight * classification.sum(), count
-            losses[f"roi_box{suffix}"] = weight * head.settings.box_weight * box.sum(), count
+            losses[f"roi_class{suffix}"] = classification.sum() if number == 1 else weight * classification.sum(), count
+            losses[f"roi_box{suffix}"] = (weight * head.settings.box_weight) * box.sum(), count
             if number < len(self.heads):
                 refined = head.refine(out, sizes).squeeze(2).detach()
                 sampled, rois = self.heads[number].label(refined, sampled.drawn.valid, targets), None
