@@ -107,6 +107,7 @@ def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]])
 
     def live() -> None:
         os.chdir(folder)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         torch.set_num_threads(1)  # a pool of threads does not outlive a fork
         output, violations = (os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in FILES)
         os.dup2(output, 1)

@@ -258,7 +258,7 @@ def test_pools_have_the_share_of_their_process(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("rcnn.cores.cpu_quota", lambda: math.inf)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setattr("rcnn.data.pixels.ahead", ahead)
+    monkeypatch.setattr("rcnn.data.image_checks.ahead", ahead)
     open_splits(shapes(tmp_path, 1, 1), Data())
     assert started == [2]
     assert choose_workers(None, torch.device("cuda")).number == 1

@@ -121,7 +121,7 @@ def test_ctrl_c_and_a_full_disk_in_a_command_are_reported(
 def test_every_error_has_its_code_and_is_public() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert {kind.__name__: kind.exit_code for kind in kinds} == {
-        **dict.fromkeys(("TrainingError", "PredictionError", "ExportError", "NonFiniteError"), 1),
+        **dict.fromkeys(("TrainingError", "PredictionError", "ExportError", "NonFiniteError", "StorageError"), 1),
         "SettingsError": 2,
         **dict.fromkeys(("DataError", "ImageError"), 3),
         **dict.fromkeys(("WeightsError", "UnavailableError"), 4),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rcnn.config import Data
-from rcnn.data import pixels
+from rcnn.data import image_checks
 from rcnn.data.check import DataReport, check
 from rcnn.data.formats.find import find_layout, open_dataset
 from rcnn.errors import DataError
@@ -84,7 +84,7 @@ def test_images_are_not_called_faulty_when_there_are_no_file_handles_left(tmp_pa
     Image.init()  # a format that can't be imported now would not be recognised
 
     def do() -> None:
-        decode = pixels.verify_image
+        decode = image_checks.verify_image
         held: list[object] = []
 
         def without_handles(*arguments: Any, **options: Any) -> object:
@@ -93,7 +93,7 @@ def test_images_are_not_called_faulty_when_there_are_no_file_handles_left(tmp_pa
                     held.append(open(os.devnull))  # noqa: SIM115
             return decode(*arguments, **options)
 
-        pixels.verify_image = without_handles
+        image_checks.verify_image = without_handles
         resource.setrlimit(resource.RLIMIT_NOFILE, (64 + len(os.listdir("/dev/fd")),) * 2)
         with pytest.raises(OSError, match=r"Too many open files; `ulimit -n` sets the limit.*\.jpg"):
             check(root, Data())

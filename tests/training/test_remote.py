@@ -71,7 +71,7 @@ def test_lost_access_stops_a_training_with_the_command_to_resume(
         rcnn.train("s3://bucket/set", runs=tmp_path, **FEW)
     folder = next(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr("rcnn.training.train.open_shared", lambda _, read: (read(), lost.append(1))[0])
+        patch.setattr("rcnn.training.shared_data.open_shared", lambda _, read: (read(), lost.append(1))[0])
         with pytest.raises(
             TrainingError, match=r"access was denied \(ExpiredToken\). Resume with: rcnn train --resume"
         ):

@@ -47,6 +47,8 @@ def open_shared(
         DataError, SettingsError, StorageError, OSError: `open_data` failed in one of the processes; all of them raise
             its error.
     """
+    if distributed.world == 1:
+        return open_data()
     splits: Splits | None = None
     error: Exception | None = None
     file: Path | None = None

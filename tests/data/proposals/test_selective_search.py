@@ -81,6 +81,7 @@ def test_colours_come_red_first(monkeypatch: pytest.MonkeyPatch) -> None:
     cv2.ximgproc = ModuleType("ximgproc")  # type: ignore[attr-defined]
     cv2.ximgproc.segmentation = ModuleType("segmentation")  # type: ignore[attr-defined]
     cv2.ximgproc.segmentation.createSelectiveSearchSegmentation = Search  # type: ignore[attr-defined]
+    cv2.getNumThreads, cv2.setNumThreads = lambda: 1, lambda _: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cv2", cv2)
     assert selective_search(picture()).boxes.tolist() == [[1, 2, 31, 42]]
     assert seen[0][12, 10].tolist() == [30, 40, 220]
