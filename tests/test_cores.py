@@ -260,5 +260,5 @@ def test_pools_have_the_share_of_their_process(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr("rcnn.data.image_checks.ahead", ahead)
     open_splits(shapes(tmp_path, 1, 1), Data())
-    assert started == [2]
+    assert {*started} == {0, 2}  # 0: headers are read in the calling thread
     assert choose_workers(None, torch.device("cuda")).number == 1
