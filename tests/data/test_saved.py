@@ -1,5 +1,6 @@
 """Data sets in files of arrays: they come back the same, and arrays that contradict each other are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from rcnn.data.dataset import Dataset, Fault, Record, Records
 from rcnn.data.saved import load_datasets, save_datasets
 from rcnn.errors import WeightsError
+from rcnn.images.storage import location
 from rcnn.images.views import View
 from rcnn.weights.file import save_weights
 from tests.data.test_list_cache import as_tuple, text_of
@@ -42,6 +44,13 @@ RECORDS = st.lists(a_record(), max_size=4)
 def dataset(records: Records) -> Dataset:
     faults = (Fault("a.xml:3", "is \udc80 wrong", "mendable", "a"), Fault("b", "is wrong", "damaged"))
     return Dataset(Path("/data"), "voc", "train", ("a", "\u00e9", "c"), (3, 1, 7), records, faults, ("a note",))
+
+
+def test_the_folder_of_remote_data_is_still_an_address(tmp_path: Path) -> None:
+    root, file = location("s3://bucket/a//b"), tmp_path / "sets.safetensors"
+    save_datasets(file, [replace(dataset(Records([])), root=root)])
+    (loaded,) = load_datasets(file)
+    assert loaded.root == root
 
 
 @settings(max_examples=30)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rcnn.data.dataset import Dataset, Fault, Records
+from rcnn.images.storage import stored
 from rcnn.weights.file import load_weights, save_weights
 
 KIND = "data set"
@@ -74,5 +75,5 @@ def _dataset(arrays: Mapping[str, np.ndarray], prefix: str) -> Dataset:
     if records.labels.max(initial=-1) >= len(names) or len(names) != len(category_ids):
         raise ValueError("labels and classes contradict each other")
     faults = tuple(Fault(*fault) for fault in about["faults"])
-    root, notes = Path(about["root"]), tuple(map(str, about["notes"]))
+    root, notes = stored(about["root"]), tuple(map(str, about["notes"]))
     return Dataset(root, str(about["format"]), str(about["split"]), names, category_ids, records, faults, notes)
