@@ -11,13 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import PIL
 from PIL import features
 
-from rcnn import __version__
 from rcnn.config.files import MB, cache_folder
 from rcnn.errors import WeightsError
 from rcnn.images import work
@@ -70,15 +70,17 @@ def settled(latest: int, began: int) -> bool:
 def cache_file(kind: str, *words: object) -> Path:
     """Return the file that depends on some words, the versions of the readers, and the limits on images."""
     limits = {name: value for name, value in vars(work).items() if isinstance(value, int)}
-    key = repr((FORMAT, __version__, _code(), PIL.__version__, _codecs(), limits, *words))
+    key = repr((FORMAT, _code(), PIL.__version__, _codecs(), limits, *words))
     digest = blake2b(key.encode(errors="surrogateescape"), digest_size=20).hexdigest()
     return cache_folder(FOLDER) / f"{kind}-{digest}.safetensors"
 
 
 @cache
 def _code() -> str:
-    """Return a digest of the source of the readers, so that nobody has to remember to change a number with them."""
+    """Return a digest of the version of rcnn and of the source of the readers, which changes with them."""
     digest = blake2b()
+    with suppress(PackageNotFoundError):  # not installed, as in a frozen program
+        digest.update(version("rcnn").encode())
     with suppress(OSError):  # installed without sources
         for file in _READERS:
             digest.update(file.read_bytes())
