@@ -96,15 +96,25 @@ def choose_settings(
         settings = override(settings, {"train": {"proposals": absolute(proposals, "train.proposals")}})
     if proposals == EDGE_BOXES or settings.data.edge_model is not None:
         settings = override(settings, {"data": {"edge_model": str(model_file(settings.data).resolve())}})
-    if settings.data.cache is not None:
-        check_local(settings.data.cache, "data.cache")
-        settings = override(settings, {"data": {"cache": absolute(settings.data.cache, "data.cache")}})
-    for key, text in (("data.path", settings.data.path), ("train.init", settings.train.init)):
-        if text is not None and is_address(text):
-            absolute(text, key)  # it is written to config.yaml
+    settings = _checked_locations(settings)
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
     return settings
+
+
+def _checked_locations(settings: Settings) -> Settings:
+    """Return settings with an absolute `data.cache`, and check the addresses that are written to config.yaml.
+
+    Raises:
+        SettingsError: `data.cache` is an address, or another address can't be opened or has parameters.
+    """
+    for key, text in (("data.path", settings.data.path), ("train.init", settings.train.init)):
+        if text is not None and is_address(text):
+            absolute(text, key)
+    if settings.data.cache is None:
+        return settings
+    check_local(settings.data.cache, "data.cache")
+    return override(settings, {"data": {"cache": absolute(settings.data.cache, "data.cache")}})
 
 
 def check_arguments(
@@ -239,12 +249,7 @@ def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settin
             f"Start it again: rcnn train {again}"
         )
     settings = read(folder.config)
-    if settings.data.cache is not None:
-        check_local(settings.data.cache, "data.cache")
-        settings = override(settings, {"data": {"cache": absolute(settings.data.cache, "data.cache")}})
-    for key, text in (("data.path", settings.data.path), ("train.init", settings.train.init)):
-        if text is not None and is_address(text):
-            absolute(text, key)  # it is written to config.yaml
+    settings = _checked_locations(settings)
     if settings.data.path is None:
         raise SettingsError(f"{folder.config}: `data.path` is missing, so there is nothing to train on; restore it")
     changes = {
