@@ -20,7 +20,7 @@ from tests.model import tiny
 
 CASCADE = {"roi": {"stages": 3}}
 IOUS, STDS = (0.5, 0.6, 0.7), (1.0, 1 / 2, 1 / 3)
-"""Thresholds of the heads, and factors of their deviations (arXiv 1712.00726, sections 4.2 and 5.1)."""
+"""Thresholds of the heads, and factors of their deviations (arXiv 1712.00726)."""
 LOSSES = [f"roi_{part}{suffix}" for suffix in ("", "_2", "_3") for part in ("class", "box")]
 
 

@@ -254,11 +254,11 @@ class RoI(Section):
     ignore: Literal["keep", "drop"] = "keep"
     """Crowd and difficult objects; keep: their RoIs are not sampled; drop: they are treated as background."""
     stages: Annotated[int, Field(ge=1, le=MAX_STAGES)] = 1
-    """Number of heads, each on the boxes that the previous one refined; 3: Cascade R-CNN, for fc and conv-fc."""
+    """Number of heads, each of which refines the boxes of the previous one; 3: Cascade R-CNN. For fc and conv-fc."""
     stage_iou: Annotated[tuple[Fraction, ...], Field(max_length=MAX_STAGES)] | None = None
-    """`positive_iou` of each of several stages. None: it rises by 0.1 per stage."""
+    """`positive_iou` of each head. None: it rises by 0.1 from head to head."""
     class_agnostic: bool = False
-    """Predict one box per RoI instead of one per class; several stages always do."""
+    """Predict one box per RoI instead of one per class; always so with several stages."""
     box_mean: tuple[Number, Number, Number, Number] = (0.0, 0.0, 0.0, 0.0)
     """Subtracted from the deltas (tx, ty, tw, th) before the division by `box_std`."""
     box_std: tuple[Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2)
@@ -283,7 +283,7 @@ class RoI(Section):
         """Settings of each head: this section itself, or with several stages those of Cascade R-CNN.
 
         The `positive_iou` of a stage also separates its negatives, and `box_std` is divided by the number of the stage,
-        because the boxes are closer to the objects (arXiv 1712.00726, section 4.2).
+        because the boxes are closer to the objects (arXiv 1712.00726).
         """
         if self.stages == 1:
             return (self,)

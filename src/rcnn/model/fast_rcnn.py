@@ -356,8 +356,8 @@ class FastRCNN(RoIHead):
         """Return the class and box losses of all heads as (sum, count); the count is the number of RoIs.
 
         The losses of the first head are `roi_class` and `roi_box`, those of the second `roi_class_2` and `roi_box_2`. A
-        later head is trained on all RoIs of the previous head, as refined by it and without a gradient, and its losses
-        have half of the weight: otherwise the features would be trained mostly for the strictest heads.
+        later head is trained on all RoIs of the previous head, as refined by it and without a gradient. Its losses have
+        half of the weight of the previous head's, as in the configurations of mmdetection.
 
         Args:
             levels: feature maps.
@@ -376,7 +376,10 @@ class FastRCNN(RoIHead):
             out = head(levels, boxes)
             classification, box = head.roi_losses(out, anchors, sampled.drawn, sampled.truth, targets)
             count = sampled.drawn.valid.sum()
-            losses[f"roi_class{suffix}"] = classification.sum() if number == 1 else weight * classification.sum(), count
+            class_sum = classification.sum()
+            if number > 1:  # a product with 1 would be one more kernel for all detectors with one head
+                class_sum = weight * class_sum
+            losses[f"roi_class{suffix}"] = class_sum, count
             losses[f"roi_box{suffix}"] = (weight * head.settings.box_weight) * box.sum(), count
             if number < len(self.heads):
                 refined = head.refine(out, sizes).squeeze(2).detach()

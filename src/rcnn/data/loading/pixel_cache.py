@@ -26,11 +26,11 @@ _HEAD = struct.Struct("<8sIIII")  # magic, height, width, channels, CRC-32 of th
 _MAGIC = b"rcnnpix1"
 _TEMPORARY = ".part-"
 _ROOM = 8
-"""Share of the folder that is made free at a time: one eighth."""
+"""When the folder is full, entries are deleted until 1 / `_ROOM` of it is free."""
 _SCANS = 128
-"""Share of the folder that a process may fill before it looks at the folder again: one of so many parts.
+"""A process measures the folder again when it has written 1 / `_SCANS` of its limit.
 
-Sixteen processes together fill at most the room that is made free.
+Sixteen processes that write at the same time thus fill at most the room that was freed.
 """
 _LEFTOVER_SECONDS = 3600.0
 
