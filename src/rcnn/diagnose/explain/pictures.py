@@ -325,7 +325,8 @@ def draw_origins(explanation: Explanation, origins: Sequence[Origin], path: Path
     """Draw one panel per detection, cropped from the image: its anchor, proposal and final box, and those between."""
     rows = -(-len(origins) // 4)
     columns = -(-len(origins) // rows)
-    page, grid = new_figure(rows, columns, columns * 3.3, rows * 4.05)
+    legend_rows = -(-(max(len(origin.boxes) for origin in origins) + 1) // 2)  # in two columns, with the object
+    page, grid = new_figure(rows, columns, columns * 3.3, rows * (3.65 + 0.2 * legend_rows))
     for axes in grid.ravel()[len(origins) :]:
         axes.set_axis_off()
     for axes, origin in zip(grid.ravel(), origins, strict=False):
