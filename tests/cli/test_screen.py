@@ -16,6 +16,7 @@ from rcnn.cli import screen
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import cell, wrapped
 
+from ..training.pieces import threads
 from .conftest import Run
 
 WORDS = st.lists(st.text("abc./-", min_size=1, max_size=30), min_size=1, max_size=30)
@@ -145,10 +146,10 @@ def test_a_busy_machine_is_remarked_once(
     """Each piece of computing appears to have run for 2 s and waited for a core for 6 s."""
     times = ((2.0 * number, 6.0 * number) for number in itertools.count())
     monkeypatch.setattr(cores, "_times", lambda: next(times))
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     for name, value in vars(cores.CoreMeter()).items():
         monkeypatch.setattr(cores.METER, name, value)
-    outcome = run.ok(*words.format(data=data, images=images, weights=weights).split())
+    with threads(2):
+        outcome = run.ok(*words.format(data=data, images=images, weights=weights).split())
     text = " ".join((outcome.out + outcome.err).split())
     assert text.count("the 2 threads of this process get only 25% of the CPU time") == 1
     assert "OMP_NUM_THREADS=1" in text

@@ -55,8 +55,10 @@ def without_pictures() -> Iterator[None]:
 def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def shapes(folder: Path, train: int, val: int) -> Path:
