@@ -66,7 +66,7 @@ def test_a_batch_changes_no_bit_and_neither_does_a_file(name: str, tmp_path: Pat
         detector.with_settings(["rpn.kernel=3"])
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.filterwarnings("ignore")  # packages warn of one another
 @pytest.mark.parametrize("name", ["tiny-fpn", "paper-zf-one-stage"])
 def test_a_file_of_onnx_gives_its_boxes(name: str, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_compiled_training_step_equals_the_eager_one(scheme: type[StageLoss]) 
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch 2.11 itself uses it
-@pytest.mark.slow
+@pytest.mark.more
 def test_inductor_compiles_the_operators() -> None:
     net = tiny.model({}).double().eval()  # in float32, its different order of sums reorders equal scores
     batch, _ = tiny.batch(2, 64, 96, dtype=torch.float64)

@@ -33,6 +33,9 @@ KINDS = {
     "one stage": ("paper-zf-one-stage",),
     "RPN alone": ("tiny-fpn", "roi.head=none"),
 }
+LONGER = ("C4", "max pooling, blue first", "one stage")
+"""Kinds whose export takes longest."""
+EVERY_KIND = [pytest.param(kind, marks=[pytest.mark.more] if kind in LONGER else []) for kind in KINDS]
 
 
 def detector_of(preset: str, *changes: str) -> Detector:
@@ -55,7 +58,7 @@ def use_program(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_program(monkeypatch, kind)
     detector = detector_of(*KINDS[kind])
@@ -89,6 +92,7 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
             assert_same(printed(tmp_path / file, tmp_path / "picture.png"), detector.predict(PICTURES[2])[0])
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "changes",
     [

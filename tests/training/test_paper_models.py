@@ -31,7 +31,9 @@ OVERRIDES = [
 STEPS = 96
 
 
-@pytest.mark.parametrize(("name", "std", "lr"), [("paper-vgg16", 0.02, 1.5e-5), ("paper-zf", 0.03, 5e-5)])
+@pytest.mark.parametrize(
+    ("name", "std", "lr"), [pytest.param("paper-vgg16", 0.02, 1.5e-5, marks=pytest.mark.more), ("paper-zf", 0.03, 5e-5)]
+)
 def test_one_image_is_learnt_to_an_ap_of_1_and_a_killed_run_ends_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, name: str, std: float, lr: float
 ) -> None:
