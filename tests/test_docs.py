@@ -79,6 +79,8 @@ def allowed(field: dict[str, Any]) -> str:
     """Return the allowed values of a setting."""
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(allowed(choice) for choice in field["anyOf"]))
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if field["type"] == "array":

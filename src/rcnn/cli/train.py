@@ -1,5 +1,6 @@
 """`rcnn train DATA`: train a detector on labelled images."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.config import Settings, dump, to_yaml
+from rcnn.config import Settings, dump, shorten, to_yaml
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
@@ -29,6 +30,13 @@ MAX_ROWS = 12
 """Number of image sizes in the table of `--dry-run`, the most frequent ones."""
 
 
+def epochs_of(text: str) -> int | str:
+    """Return the value of --epochs, a number or `auto`."""
+    if text != "auto" and not re.fullmatch(r"\d{1,9}", text):
+        raise typer.BadParameter(f"{shorten(text)} is neither a number of epochs nor auto")
+    return text if text == "auto" else int(text)
+
+
 def train(
     words: Annotated[
         list[str] | None,
@@ -39,7 +47,10 @@ def train(
         str | None,
         typer.Option("--from", metavar="MODEL", help="Fine-tune this detector: a run, a file, blood-cells, ..."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    epochs: Annotated[
+        Any,
+        typer.Option(metavar="N|auto", parser=epochs_of, help="Passes over the images; auto: by their number."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per step, in all processes together.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate for train.lr_batch images per step.")] = None,
     seed: arguments.Seed = None,
@@ -97,6 +108,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.data.loading.windows import training_windows
     from rcnn.data.proposals.read import WORDS, open_proposals
     from rcnn.presets import build
+    from rcnn.training.auto_epochs import settle_epochs
     from rcnn.training.fit_anchors import settle_anchors
     from rcnn.training.proposals import together
     from rcnn.training.stages import stage_lengths, steps_per_epoch
@@ -106,7 +118,9 @@ def plan(settings: Settings) -> dict[str, Any]:
     if source is not None and source not in WORDS:  # a file may be faulty; a search only takes time
         open_proposals(source, together((train_set, val_set)), settings)
     seen = training_windows(train_set, settings)
-    settings, notes = settle_anchors(settings, seen)
+    settings, notes = settle_epochs(settings, len(seen))
+    settings, anchor_notes = settle_anchors(settings, seen)
+    notes += anchor_notes
     network = build(settings, len(train_set.names))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, seen)

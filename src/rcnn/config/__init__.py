@@ -60,8 +60,9 @@ class Train(Section):
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
     """alternating: number of times that its stages are trained. From the second round on they start from the weights of
     the previous round."""
-    epochs: Count = 30
-    """Passes over the training images in each stage of the scheme. Not used with `steps`."""
+    epochs: Count | Literal["auto"] = 30
+    """Passes over the training images in each stage of the scheme; auto: chosen by the number of images when the run
+    starts. Not used with `steps`."""
     steps: PerStage = ()
     """Steps instead of `epochs`: one number for all stages of the scheme, or one for each. Empty: `epochs` count."""
     batch: Count = 4
@@ -114,6 +115,17 @@ class Train(Section):
     """Seed of all random numbers."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: CUDA if available, else cpu."""
+
+    @property
+    def epoch_count(self) -> int:
+        """`epochs` as a number.
+
+        Raises:
+            SettingsError: it is auto, and the number of images is not known yet.
+        """
+        if self.epochs == "auto":
+            raise SettingsError("train.epochs=auto is replaced by a number when a training starts: give a number here")
+        return self.epochs
 
     @property
     def length(self) -> str:

@@ -178,6 +178,7 @@ class Runs:
         key = "ap" if any("ap" in row for row in rows) else "proposal_ar300"
         scores = [score for row in rows if (score := _number(row, key)) is not None]
         stages = max((_number(row, "stage") or 1 for row in rows), default=1)
+        epochs = settings.train.epochs if settings and not settings.train.steps else None
         stamps = dict(zip(FILES, self._read[folder][0], strict=True))
         written = max(stamps.values()) / 1e9
         ended = stamps["report.html"] and stamps["report.html"] >= stamps["metrics.jsonl"]
@@ -189,9 +190,7 @@ class Runs:
             "model": settings.model.preset if settings else "",
             "state": state,
             "epochs": len(rows),
-            "planned": settings.train.epochs * int(min(stages, MAX_RUNS))
-            if settings and not settings.train.steps
-            else None,
+            "planned": epochs * int(min(stages, MAX_RUNS)) if isinstance(epochs, int) else None,
             "best": max(scores, default=None),
             "last": scores[-1] if scores else None,
             "written": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written)),

@@ -49,7 +49,7 @@ def cut_epochs(workspace: Workspace, experiment: Experiment, seeds: Sequence[int
     timed, and another one on sliding windows.
     """
     trainings = experiment.trainings
-    requested = workspace.settings.train.epochs
+    requested = workspace.settings.train.epoch_count
     if not trainings:
         workspace.say("--budget has no effect, since this experiment trains no model")
         return requested

@@ -15,7 +15,8 @@ from rcnn.paper.budget import cut_epochs
 from rcnn.paper.by_name import EXPERIMENTS, RPN_EXPERIMENTS
 from rcnn.paper.experiment import MAP, Experiment
 from rcnn.paper.results import ExperimentResult
-from rcnn.paper.workspace import ResultsTable, Workspace
+from rcnn.paper.workspace import ResultsTable, Workspace, training_set
+from rcnn.training.auto_epochs import settle_epochs
 from rcnn.weights.file import atomic_write
 
 KEY = ("row", "seed")
@@ -117,6 +118,11 @@ def _plan(
     workspace: Workspace, experiment: Experiment, path: Path, seeds: Sequence[int], budget: float | None
 ) -> Settings:
     """Return the settings with the epochs that fit into the budget, which are planned once and stored in a file."""
+    if workspace.settings.train.epochs == "auto":
+        images = len(training_set(workspace.settings))
+        workspace.settings, notes = settle_epochs(workspace.settings, images)
+        for note in notes:
+            workspace.say(note)
     # The model file of EdgeBoxes may be given later.
     settings = override(workspace.settings, {"data": {"edge_model": None}})
     request = {"settings": dump(settings), "split": workspace.split, "budget": budget}
@@ -131,7 +137,7 @@ def _plan(
     else:
         if budget is not None and settings.train.steps:
             raise SettingsError("--budget reduces epochs, and train.steps is set: leave one of them out")
-        epochs = settings.train.epochs if budget is None else cut_epochs(workspace, experiment, seeds, budget)
+        epochs = settings.train.epoch_count if budget is None else cut_epochs(workspace, experiment, seeds, budget)
         atomic_write(path, json.dumps({"asked": request, "epochs": epochs}, indent=2).encode())
     return override(workspace.settings, {"train": {"epochs": epochs}})
 

@@ -10,7 +10,7 @@ from rcnn.metrics.voc import voc_ap
 from rcnn.paper.experiment import Column, Experiment, Measurement, Numbers
 from rcnn.paper.proposals import ALTERNATING
 from rcnn.paper.quoted import TABLE_6, TABLE_7, VOC_CLASSES
-from rcnn.paper.workspace import Workspace, classes_of
+from rcnn.paper.workspace import Workspace, training_set
 
 MEAN = "all classes"
 """Row of the mean AP."""
@@ -18,7 +18,7 @@ MEAN = "all classes"
 
 def experiment(settings: Settings) -> Experiment:
     """Return an experiment of one alternating training. The classes are the data's, or VOC's if no data is named."""
-    classes = VOC_CLASSES if settings.data.path is None else classes_of(settings)
+    classes = VOC_CLASSES if settings.data.path is None else training_set(settings).names
     voc = set(classes) == set(VOC_CLASSES)
     names = VOC_CLASSES if voc else classes
     rows = (*names, MEAN)

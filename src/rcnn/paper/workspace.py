@@ -82,14 +82,14 @@ def minutes_of(run: RunFolder) -> float:
     return run.rows()[-1]["seconds"] / 60
 
 
-def classes_of(settings: Settings) -> tuple[str, ...]:
-    """Return the classes of the training images.
+def training_set(settings: Settings) -> Dataset:
+    """Return the training images, which are not decoded.
 
     Raises:
         DataError: the data can't be read, or is faulty.
     """
     data = settings.data
-    return open_dataset(str(data.path), cast(Split, data.train), data, decode=False).names
+    return open_dataset(str(data.path), cast(Split, data.train), data, decode=False)
 
 
 class Workspace:
@@ -117,7 +117,7 @@ class Workspace:
         """The scored images, with the classes of the training images."""
         data = self.settings.data
         name = data.val if self.split == "val" else self.split
-        return open_dataset(str(data.path), cast(Split, name), data, classes_of(self.settings))
+        return open_dataset(str(data.path), cast(Split, name), data, training_set(self.settings).names)
 
     def settings_of(self, training: Training, seed: int) -> Settings:
         """Return all settings of a training."""
@@ -148,7 +148,7 @@ class Workspace:
         )
         resume = unfinished if unfinished and latest(RunFolder(unfinished).checkpoints) else None
         stages = len(stages_of(settings))
-        epochs = "" if settings.train.steps else settings.train.epochs * stages
+        epochs = "" if settings.train.steps else settings.train.epoch_count * stages
         length = settings.train.length + (f" in each of {stages} stages" if stages > 1 else "")
         resumed = f", resuming {resume}" if resume else ""
         self.say(f"training {training.name}, seed {seed}: {length}{resumed}")

@@ -252,6 +252,8 @@ def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settin
     settings = _checked_locations(settings)
     if settings.data.path is None:
         raise SettingsError(f"{folder.config}: `data.path` is missing, so there is nothing to train on; restore it")
+    if options.get("epochs") == "auto":
+        raise SettingsError(f"--epochs auto sets the length of a new run: give a number to train {folder.path} longer")
     changes = {
         section: {key: options[key]} for section, key in (("data", "workers"), ("train", "epochs")) if key in options
     }
@@ -281,7 +283,7 @@ def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> N
         WeightsError: the checkpoint is damaged.
         DataError: metrics.jsonl is damaged.
     """
-    epochs = changed.train.epochs
+    epochs = changed.train.epoch_count
     again = f"start a new run from its weights: rcnn train DATA --init {folder.path} --epochs N"
     stages = stages_of(settings)
     if settings.train.steps:

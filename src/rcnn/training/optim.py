@@ -23,7 +23,7 @@ def lr_factor(step: int, total: int, settings: Train) -> float:
         total: number of steps of the stage.
         settings: provides `schedule`, milestones, `warmup` and `epochs`, each of one stage (see `schedule_of`).
     """
-    warmup = min(settings.warmup * total / settings.epochs, total / 5)
+    warmup = min(settings.warmup * total / settings.epoch_count, total / 5)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     if settings.schedule == "cosine":
         return rise * 0.5 * (1 + math.cos(math.pi * step / total))

@@ -75,7 +75,7 @@ class Progress:
         """
         validated = self.epoch - self.epoch % every
         waited = validated - self.best_epoch if self.best_epoch else 0
-        return self.epoch >= train.epochs or (train.patience is not None and waited >= train.patience)
+        return self.epoch >= train.epoch_count or (train.patience is not None and waited >= train.patience)
 
 
 @dataclass
@@ -208,7 +208,7 @@ def stage_lengths(settings: Settings, dataset: Dataset, world: int = 1) -> tuple
     lengths = list[tuple[int, int]]()
     for stage in range(len(stages_of(settings)) // settings.train.rounds):
         train, per_epoch = schedule_of(settings.train, stage), steps_per_epoch(settings, dataset, stage, world)
-        steps = train.steps[0] if train.steps else train.epochs * per_epoch
+        steps = train.steps[0] if train.steps else train.epoch_count * per_epoch
         lengths.append((math.ceil(steps / per_epoch), steps))
     return tuple(lengths) * settings.train.rounds
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rcnn.config import Settings, override, read, to_yaml
 from rcnn.data.loading.windows import training_windows
 from rcnn.presets import build
+from rcnn.training.auto_epochs import settle_epochs
 from rcnn.training.checkpoint import latest, read_stage, restore
 from rcnn.training.distributed import Distributed, once
 from rcnn.training.fit_anchors import settle_anchors
@@ -42,9 +43,11 @@ def prepare_run(
     """
     train_set = splits[0]
     proposals = external_proposals(settings, splits, distributed, console)
-    settings, notes = once(distributed, lambda: settle_anchors(settings, training_windows(train_set, settings)))
+    windows = training_windows(train_set, settings)
+    settings, epoch_notes = settle_epochs(settings, len(windows))
+    settings, notes = once(distributed, lambda: settle_anchors(settings, windows))
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
-    settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
+    settings, start = override(settings, start.changes), replace(start, notes=(*epoch_notes, *notes, *start.notes))
     name = data_name(str(settings.data.path), train_set.root)
     folder = RunFolder(distributed.share(make(name).path if distributed.writer else Path()))
     if proposals is not None and distributed.writer:

@@ -211,7 +211,7 @@ class Trainer:
         state, progress, settings = self.state, self.state.progress, self.state.settings
         number, scores = progress.epoch + 1, dict[str, float]()
         detector = state.detector(self.splits[0], self.distributed.device, number)
-        if number % settings.val.every == 0 or number == state.train.epochs:
+        if number % settings.val.every == 0 or number == state.train.epoch_count:
             metrics = self.validate(detector)
             scores = metrics.to_row()
             score = scores[state.stage.decided_by(settings)]
@@ -313,7 +313,7 @@ class Trainer:
             names=self.splits[0].names,
             images=(len(self.splits[0]), len(self.splits[1])),
             best=tuple(stage.decided_by(settings) for stage in state.stages),
-            epochs=state.train.epochs,
+            epochs=state.train.epoch_count,
             steps=state.total,
             stage=state.progress.stage + 1,
             step=state.progress.step,
