@@ -85,8 +85,9 @@ def test_downloads_use_https_and_have_published_digests():
     urls = [
         get_model_weights(name.removeprefix("torchvision/"))["DEFAULT"].url for name in open_model.NAMES if "/" in name
     ]
-    urls += [get_model_weights(name)["IMAGENET1K_V1"].url for name in backbone_weights._IMAGENET.values()]
-    assert len(urls) == 4 + 10
+    for version in ("IMAGENET1K_V1", "DEFAULT"):
+        urls += [get_model_weights(name)[version].url for name in backbone_weights._IMAGENET.values()]
+    assert len(urls) == 4 + 2 * 10
     for url in urls:
         assert url.startswith("https://download.pytorch.org/models/")
         assert len(url.rsplit("-", 1)[1]) == len("0123abcd.pth"), url

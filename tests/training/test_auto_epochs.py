@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rcnn.config import override, read
 from rcnn.errors import SettingsError
 from rcnn.presets import settings_of
-from rcnn.training.auto_epochs import EPOCHS, IMAGES, MAX_EPOCHS, MIN_EPOCHS, epochs_for, settle_epochs
 from rcnn.training.run_folder import RunFolder
+from rcnn.training.settle import EPOCHS, IMAGES, MAX_EPOCHS, MIN_EPOCHS, epochs_for, settle_epochs
 from rcnn.training.train import train
 from tests.training.pieces import FEW_PROPOSALS, OPTIONS, SMALL, shapes, without_pictures
 
@@ -40,9 +40,9 @@ def test_chosen_numbers_and_steps_are_kept() -> None:
 
 @without_pictures()
 def test_a_run_holds_the_number_and_can_be_lengthened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcnn.training.auto_epochs.MIN_EPOCHS", 1)
-    monkeypatch.setattr("rcnn.training.auto_epochs.IMAGES", 1)
-    monkeypatch.setattr("rcnn.training.auto_epochs.EPOCHS", 1)
+    monkeypatch.setattr("rcnn.training.settle.MIN_EPOCHS", 1)
+    monkeypatch.setattr("rcnn.training.settle.IMAGES", 1)
+    monkeypatch.setattr("rcnn.training.settle.EPOCHS", 1)
     data = shapes(tmp_path, 4, 2)
     options = {**OPTIONS, "init": "none", "epochs": "auto", "workers": 0}
     run = train(data, runs=tmp_path, name="a", overrides=[*SMALL, *FEW_PROPOSALS], **options)

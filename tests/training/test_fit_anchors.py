@@ -10,8 +10,8 @@ import torch
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
 from rcnn.presets import settings_of
-from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.run_folder import RunFolder
+from rcnn.training.settle import settle_anchors
 from rcnn.training.start import prepare_run
 from tests.training.pieces import ALONE
 

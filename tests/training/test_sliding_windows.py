@@ -15,8 +15,8 @@ from rcnn.errors import SettingsError
 from rcnn.evaluate import _score, evaluate
 from rcnn.model.structures import Batch
 from rcnn.presets import settings_of
-from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.run import Run
+from rcnn.training.settle import settle_anchors
 from rcnn.training.step import backward
 from rcnn.training.train import train
 from tests.training.pieces import OPTIONS, assert_same, killed

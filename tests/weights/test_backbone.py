@@ -182,7 +182,12 @@ def test_a_truncated_pth_is_refused_by_name(length: int, tmp_path: Path):
         load_backbone(build_backbone(settings()), tmp_path / "w.pth")
 
 
-def test_imagenet_is_torchvisions_first_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("source", "file"), [("imagenet", "mobilenet_v2-7ebf99e0.pth"), ("imagenet-v1", "mobilenet_v2-b0353104.pth")]
+)
+def test_imagenet_is_torchvisions_best_or_first_version(
+    source: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     asked = []
 
     def fetch(url: str) -> Path:
@@ -191,8 +196,8 @@ def test_imagenet_is_torchvisions_first_version(tmp_path: Path, monkeypatch: pyt
         return tmp_path / "mobilenet_v2.pth"
 
     monkeypatch.setattr(backbone_weights, "fetch", fetch)
-    loaded = load_backbone(build_backbone(settings()), "imagenet")
-    assert asked == ["https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"]
+    loaded = load_backbone(build_backbone(settings()), source)
+    assert asked == [f"https://download.pytorch.org/models/{file}"]
     assert loaded.source == asked[0]
     assert loaded.missing == ()
 
@@ -200,7 +205,7 @@ def test_imagenet_is_torchvisions_first_version(tmp_path: Path, monkeypatch: pyt
 def test_a_missing_network_connection_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RCNN_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UnavailableError, match=r"Get https.*/(mobilenet_v2-b0353104\.pth) .* put it into .* as \1"):
+    with pytest.raises(UnavailableError, match=r"Get https.*/(mobilenet_v2-7ebf99e0\.pth) .* put it into .* as \1"):
         load_backbone(build_backbone(settings()), "imagenet")
     with pytest.raises(UnavailableError, match="no ImageNet weights of zf"):
         load_backbone(build_backbone(settings("zf")), "imagenet")
@@ -232,3 +237,5 @@ def test_offline_timm_is_not_asked_for_weights(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UnavailableError, match="timm/resnet10t are not fetched: RCNN_OFFLINE is set"):
         load_backbone(backbone, "imagenet")
     assert asked == []
+    with pytest.raises(UnavailableError, match="imagenet-v1 names weights of torchvision"):
+        load_backbone(backbone, "imagenet-v1")

@@ -108,9 +108,8 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.data.loading.windows import training_windows
     from rcnn.data.proposals.read import WORDS, open_proposals
     from rcnn.presets import build
-    from rcnn.training.auto_epochs import settle_epochs
-    from rcnn.training.fit_anchors import settle_anchors
     from rcnn.training.proposals import together
+    from rcnn.training.settle import settle
     from rcnn.training.stages import stage_lengths, steps_per_epoch
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
@@ -118,9 +117,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     if source is not None and source not in WORDS:  # a file may be faulty; a search only takes time
         open_proposals(source, together((train_set, val_set)), settings)
     seen = training_windows(train_set, settings)
-    settings, notes = settle_epochs(settings, len(seen))
-    settings, anchor_notes = settle_anchors(settings, seen)
-    notes += anchor_notes
+    settings, notes = settle(settings, seen)
     network = build(settings, len(train_set.names))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, seen)

@@ -51,7 +51,8 @@ class Train(Section):
     target_gradient: bool = False
     """joint-full: also with the gradient through the box targets."""
     init: str = "imagenet"
-    """imagenet, none, blood-cells, torchvision/NAME, or a file of weights."""
+    """imagenet (torchvision's best ImageNet weights), imagenet-v1 (its first ones), none, blood-cells,
+    torchvision/NAME, or a file of weights."""
     tile: Tile | None = None
     """Train on windows of this side, at the scale of the file, instead of whole images. Sets `preprocess.short` and
     `long` to the side, and `predict.tile` to auto."""

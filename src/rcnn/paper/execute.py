@@ -16,7 +16,7 @@ from rcnn.paper.by_name import EXPERIMENTS, RPN_EXPERIMENTS
 from rcnn.paper.experiment import MAP, Experiment
 from rcnn.paper.results import ExperimentResult
 from rcnn.paper.workspace import ResultsTable, Workspace, training_set
-from rcnn.training.auto_epochs import settle_epochs
+from rcnn.training.settle import settle_epochs
 from rcnn.weights.file import atomic_write
 
 KEY = ("row", "seed")

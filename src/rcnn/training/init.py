@@ -15,7 +15,7 @@ from rcnn.training.distributed import seed_generators
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import Stage
 from rcnn.weights.adapt import Architecture, adapt, fill
-from rcnn.weights.backbone import load_backbone
+from rcnn.weights.backbone import IMAGENET, load_backbone
 from rcnn.weights.file import is_detector, kept, weights_of_run
 from rcnn.weights.metadata import read_detector
 from rcnn.weights.packaged import PACKAGED, packaged_path
@@ -67,7 +67,7 @@ def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[s
 def initialise(settings: Settings, names: Sequence[str]) -> Start:
     """Return a model for the classes `names`, initialised according to `settings.train.init`.
 
-    If the weights of `imagenet` are not available, those of a packaged detector with the same backbone are used, or
+    If ImageNet weights are not available, those of a packaged detector with the same backbone are used, or
     else random ones as with `none`. The notes tell the user.
 
     Raises:
@@ -85,10 +85,10 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
     model = build(settings, len(names))
     if init in PACKAGED:
         return _from_detector(model, packaged_path(init), settings, names, init)
-    if init == "imagenet":
+    if init in IMAGENET:
         try:
             head = getattr(model.fast_rcnn, "head", None)
-            load_backbone(model.backbone, "imagenet", head, settings.preprocess)  # type: ignore[arg-type]
+            load_backbone(model.backbone, init, head, settings.preprocess)  # type: ignore[arg-type]
         except UnavailableError as error:
             return _without_imagenet(settings, names, str(error).rstrip("."))
         return Start(model, settings)

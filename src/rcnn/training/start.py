@@ -10,15 +10,14 @@ from rich.console import Console
 from rcnn.config import Settings, override, read, to_yaml
 from rcnn.data.loading.windows import training_windows
 from rcnn.presets import build
-from rcnn.training.auto_epochs import settle_epochs
 from rcnn.training.checkpoint import latest, read_stage, restore
 from rcnn.training.distributed import Distributed, once
-from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.init import Start, initialise
 from rcnn.training.proposals import external_proposals, proposal_files, save_proposals
 from rcnn.training.run_folder import RunFolder, data_name
 from rcnn.training.run_pictures import draw_start
 from rcnn.training.schemes import stages_of
+from rcnn.training.settle import settle
 from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
 from rcnn.training.summary import announce_start
 from rcnn.training.trainer import Trainer
@@ -43,11 +42,9 @@ def prepare_run(
     """
     train_set = splits[0]
     proposals = external_proposals(settings, splits, distributed, console)
-    windows = training_windows(train_set, settings)
-    settings, epoch_notes = settle_epochs(settings, len(windows))
-    settings, notes = once(distributed, lambda: settle_anchors(settings, windows))
+    settings, notes = once(distributed, lambda: settle(settings, training_windows(train_set, settings)))
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
-    settings, start = override(settings, start.changes), replace(start, notes=(*epoch_notes, *notes, *start.notes))
+    settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
     name = data_name(str(settings.data.path), train_set.root)
     folder = RunFolder(distributed.share(make(name).path if distributed.writer else Path()))
     if proposals is not None and distributed.writer:

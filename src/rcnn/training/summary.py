@@ -4,16 +4,23 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rcnn.config import SLIDING_WINDOWS
+from rcnn.config import SLIDING_WINDOWS, Settings
+from rcnn.data.dataset import Dataset
 from rcnn.data.proposals.external import SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import plural
 from rcnn.images.storage import location
 from rcnn.metrics.table import Metrics, live_metrics
+from rcnn.training.configure import DEFAULT_MODEL
 from rcnn.training.log import duration, memory_gb
 from rcnn.training.run_pictures import draw_end
 from rcnn.training.schemes import AP, RECALL
 from rcnn.training.trainer import Trainer
+from rcnn.weights.backbone import IMAGENET
+
+SMALL_SET = 1000
+"""Number of training images below which the weights of a whole detector are suggested."""
+DETECTOR = "torchvision/fasterrcnn_mobilenet_v3_large_fpn"
 
 
 def announce_start(trainer: Trainer, notes: Sequence[str]) -> None:
@@ -31,10 +38,23 @@ def announce_start(trainer: Trainer, notes: Sequence[str]) -> None:
         "the best epoch and the score threshold are chosen on the list test (data.val=test), so its scores are better "
         "than on unseen images; with train.keep=last nothing is chosen"
     )
-    for note in dict.fromkeys((*loader.dataset.notes, *val_set.notes, *notes, *([warning] if test else []))):
+    hints = (*([warning] if test else []), *detector_hint(settings, train_set))
+    for note in dict.fromkeys((*loader.dataset.notes, *val_set.notes, *notes, *hints)):
         log.say(note)
     if faults := len(set(map(str, (*train_set.faults, *val_set.faults)))):
         log.say(f"faults of the data, mended or left out: {faults}, listed in {path / 'faults.txt'}")
+
+
+def detector_hint(settings: Settings, train_set: Dataset) -> tuple[str, ...]:
+    """Return a sentence about a detector to start from, for a small set of JPEGs that starts from ImageNet weights.
+
+    JPEGs are mostly photographs, as are the images of COCO, on which that detector was trained.
+    """
+    jpegs = sum(name.lower().endswith((".jpg", ".jpeg")) for name in train_set.records.names())
+    default = settings.model.preset == DEFAULT_MODEL and settings.train.init in IMAGENET
+    if not default or len(train_set) >= SMALL_SET or 2 * jpegs <= len(train_set):
+        return ()
+    return (f"on few photographs, a start from a detector of COCO's classes may be better: --from {DETECTOR}",)
 
 
 def announce_end(trainer: Trainer, detector: Detector, metrics: Metrics) -> None:

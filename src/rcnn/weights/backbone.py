@@ -22,6 +22,8 @@ from rcnn.weights.pickles import check_torch_file
 
 _IMAGENET = {"mobilenet": "mobilenet_v2", **{name: name for name in (*NAMES, "mobilenet_v3_large", "vgg16")}}
 """Our name -> torchvision's."""
+IMAGENET = ("imagenet", "imagenet-v1")
+"""Names of ImageNet weights: torchvision's best ones, and its first ones."""
 _CLASSIFIER = ("classifier.", "fc.", "features.18.", "layer4.")
 _FC = {"classifier.0": "fc6", "classifier.3": "fc7"}
 _FC6 = {"vgg16": (4096, 25088), "zf": (4096, 9216)}
@@ -53,10 +55,11 @@ def load_backbone(
 
     Args:
         backbone: a backbone made by `build_backbone`.
-        source: `imagenet` (torchvision's weights, or timm's for its networks), or a file: .safetensors or .pth with
-            torchvision's names (timm's for its networks), or .npz with Caffe's.
+        source: `imagenet` (torchvision's best weights, IMAGENET1K_V2 where they exist, or timm's for its networks),
+            `imagenet-v1` (torchvision's first ones), or a file: .safetensors or .pth with torchvision's names (timm's
+            for its networks), or .npz with Caffe's.
         head: the second stage's head; a `Conv5Head` receives layer4, an `FCHead` on VGG-16 or ZF receives fc6 and fc7.
-        preprocess: preprocessing of the images; if it is not torchvision's, `imagenet` weights are adapted to it.
+        preprocess: preprocessing of the images; if it is not torchvision's, ImageNet weights are adapted to it.
 
     Raises:
         UnavailableError: `imagenet` weights can't be downloaded, or torchvision has none for this trunk.
@@ -64,7 +67,10 @@ def load_backbone(
     """
     if isinstance(backbone.trunk, TimmTrunk):
         return _load_timm(backbone.trunk, source)
-    tensors, name = _imagenet(backbone.name) if source == "imagenet" else (read_tensors(source), str(source))
+    if source in IMAGENET:
+        tensors, name = _imagenet(backbone.name, str(source))
+    else:
+        tensors, name = read_tensors(source), str(source)
     targets = _targets(backbone, head)
     matches = targets.keys() & tensors.keys()
     if not matches:
@@ -72,7 +78,7 @@ def load_backbone(
     with torch.no_grad():
         for key in sorted(matches):
             targets[key].copy_(_fit(tensors[key], targets[key], f"{name}: {key}"))
-        if source == "imagenet" and preprocess:
+        if source in IMAGENET and preprocess:
             match_pixels(backbone.trunk, preprocess)
     missing = (key for key in targets if key not in matches and not key.endswith("num_batches_tracked"))
     unexpected = (key for key in tensors if key not in matches and not key.startswith(_CLASSIFIER))
@@ -172,19 +178,21 @@ def _fit(tensor: Tensor, target: Tensor, where: str) -> Tensor:
     return tensor
 
 
-def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
-    """Return the state and URL of torchvision's first ImageNet weights, which its own detectors start from."""
+def _imagenet(name: str, source: str) -> tuple[dict[str, Tensor], str]:
+    """Return the state and URL of torchvision's ImageNet weights that `source` names."""
     if name not in _IMAGENET:
         raise UnavailableError(f"torchvision has no ImageNet weights of {name}")
     from torchvision.models import get_model_weights
 
-    url = get_model_weights(_IMAGENET[name])["IMAGENET1K_V1"].url
+    url = get_model_weights(_IMAGENET[name])["DEFAULT" if source == "imagenet" else "IMAGENET1K_V1"].url
     return read_tensors(fetch(url)), url
 
 
 def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
     """Load weights into a network of timm by way of a second network, since timm renames and adapts weights itself."""
     name = f"timm/{trunk.name}"
+    if source == "imagenet-v1":
+        raise UnavailableError(f"imagenet-v1 names weights of torchvision, and {name} has weights of timm: imagenet")
     if source == "imagenet":
         if is_offline():  # timm downloads by itself, and whether its cache holds the file is unknown
             raise UnavailableError(

@@ -1,14 +1,54 @@
-"""The anchors of a new run: how well they match the objects, and fitted anchors with `anchors.fit=auto`."""
+"""Settings that are `auto` become values when a training starts: `train.epochs` and `anchors.fit`."""
 
+import math
 from pathlib import Path
 
 from rcnn.config import SLIDING_WINDOWS, Settings, override
 from rcnn.data.dataset import Dataset
 from rcnn.diagnose.anchors.advice import GOOD_RECALL, MIN_OBJECTS, Advice, advise
 from rcnn.diagnose.anchors.fit import setting_words
+from rcnn.errors import plural
 from rcnn.training.schemes import takes_proposals
 from rcnn.weights.file import is_detector, weights_of_run
 from rcnn.weights.packaged import PACKAGED
+
+IMAGES, EPOCHS = 300, 30
+"""A training list of this length gets this many epochs."""
+MIN_EPOCHS, MAX_EPOCHS = 10, 100
+EXPONENT = 1 / 3
+"""Power of the number of images by which longer lists get fewer epochs."""
+
+
+def settle(settings: Settings, dataset: Dataset) -> tuple[Settings, tuple[str, ...]]:
+    """Return the settings of a new run with values in place of `auto`, and sentences about them for the log.
+
+    Args:
+        settings: settings that the user has chosen.
+        dataset: training images, or their windows.
+    """
+    settings, epoch_notes = settle_epochs(settings, len(dataset))
+    settings, anchor_notes = settle_anchors(settings, dataset)
+    return settings, (*epoch_notes, *anchor_notes)
+
+
+def epochs_for(images: int) -> int:
+    """Return the number of epochs for a number of training images.
+
+    Up to `IMAGES`, all lists get the same number of steps, up to `MAX_EPOCHS` epochs. For longer lists the number of
+    steps grows with the power 2/3 of the number of images.
+    """
+    ratio = IMAGES / max(1, images)
+    epochs = EPOCHS * (ratio if ratio > 1 else ratio**EXPONENT)
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(epochs)))
+
+
+def settle_epochs(settings: Settings, images: int) -> tuple[Settings, tuple[str, ...]]:
+    """Return settings in which `train.epochs` is a number, and a sentence for the log if it was auto."""
+    if settings.train.epochs != "auto":
+        return settings, ()
+    epochs = epochs_for(images)
+    note = f"train.epochs=auto: {plural(epochs, 'epoch')} for {plural(images, 'image')}"
+    return override(settings, {"train": {"epochs": epochs}}), () if settings.train.steps else (note,)
 
 
 def settle_anchors(settings: Settings, dataset: Dataset) -> tuple[Settings, tuple[str, ...]]:
