@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from rcnn.config import Settings, override
-from rcnn.data.dataset import Dataset, Record
+from rcnn.data.dataset import Dataset, Record, Records
 from rcnn.data.formats.find import open_dataset
 from rcnn.data.loading.loader import Item, Loader, _Reader, stable_seed
 from rcnn.data.loading.windows import cut_into_views
@@ -504,6 +504,23 @@ def test_an_image_that_was_replaced_by_one_of_another_size_is_left_out_of_traini
         assert not item.batch.images[fillers].any()
         assert not item.targets.valid[fillers].any()
         assert not item.seeds[fillers].any()
+
+
+def test_the_records_that_a_batch_reads_do_not_grow_with_the_data(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = Records._record, list[int]()
+    monkeypatch.setattr(Records, "_record", lambda *row: made.append(1) or make(*row))
+    counts = list[int]()
+    for copies in (1, 100):
+        records = [replace(record, name=f"{n} {record.name}") for n in range(copies) for record in dataset.records[:6]]
+        many = replace(dataset, records=Records(records))
+        with closing(Loader(many, SETTINGS, training=True, batch=2, workers=0).epoch(0)) as batches:
+            next(batches)
+            made.clear()
+            next(batches)
+        counts.append(len(made))
+    assert counts == [2 * 2 + 1] * 2  # two for each image, and one for the size of the batch
 
 
 def test_replaced_images_are_errors_if_they_are_many_or_used_for_scores_or_if_faults_stop(

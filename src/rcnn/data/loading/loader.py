@@ -263,7 +263,7 @@ class Loader:
                 self._left_out.add(sentence)
                 if self.report is not None:
                     self.report(f"left out: {sentence}")
-        if len(self._left_out) > max(1, MAX_REPLACED * len({record.path for record in self.dataset.records})):
+        if left_out and len(self._left_out) > max(1, MAX_REPLACED * len({*self.dataset.records.paths()})):
             raise DataError(f"{len(self._left_out)} images were replaced while they were used, such as {left_out[-1]}")
 
     def _from_processes(self, work: Sequence[Work]) -> Generator[Item | Exception, None, None]:
@@ -455,13 +455,15 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         epoch, example, draws = work
         number = len(self.records)
         real, seeds, samples, left_out = list[int](), list[int](), list[LoadedImage](), list[str]()
+        sizes = list[Size]()
         for draw in draws:
             if draw == FILLER:
                 continue
             repeat = f" (draw {draw // number + 1})" if draw >= number else ""
-            seed = stable_seed(self.seed, epoch, self.records[draw % number].name + repeat)
+            record = self.records[draw % number]
+            seed = stable_seed(self.seed, epoch, record.name + repeat)
             try:
-                samples.append(self._item(draw % number, seed))
+                samples.append(self._item(draw % number, record, seed))
             except ImageError as error:
                 if not isinstance(error, ReplacedImage) or not self.training or self.settings.data.on_fault == "stop":
                     return DataError(str(error))
@@ -469,11 +471,11 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             else:
                 real.append(draw)
                 seeds.append(seed)
-        sources = [self.records[draw % number] for draw in real]
+                sizes.append(record.size)
         images, records, external = (list(column) for column in zip(*samples, strict=True)) if samples else ([], [], [])
         record = self.records[example % number]
         bucket = self.bucket(*record.size, *(record.view.resized if record.view else (0, 0)))
-        batch = self.preprocessor.collate(images, [source.size for source in sources], bucket)
+        batch = self.preprocessor.collate(images, sizes, bucket)
         fillers = len(draws) - len(real)
         if fillers:  # images of zeros, whose size is 0, so that they do not contribute to training
             black = batch.images.new_zeros(fillers, *batch.images.shape[1:])
@@ -495,13 +497,19 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             tuple(left_out),
         )
 
-    def _item(self, index: int, seed: int) -> LoadedImage:
-        """Return the image of a drawn record, or the one that the sampler makes of it and others."""
+    def _item(self, index: int, record: Record, seed: int) -> LoadedImage:
+        """Return the image of a drawn record, or the one that the sampler makes of it and others.
+
+        Args:
+            index: of the record.
+            record: the record.
+            seed: of its random changes.
+        """
         generator = _generator(stable_seed(seed, 0, "members"))
         members = self.sampler.members(index, self._by_name, generator)
         seeds = [seed, *(stable_seed(seed, number, self.records[i].name) for number, i in enumerate(members[1:], 1))]
         samples = [self._load(member, own) for member, own in zip(members, seeds, strict=True)]
-        return self.sampler.combine(samples, self._canvas(self.records[index]), generator)
+        return self.sampler.combine(samples, self._canvas(record), generator)
 
     def bucket(self, height: int, width: int, resized_height: int, resized_width: int) -> Size:
         """Return the bucket of an image, or of a window after resizing; the latter is 0 for an entire image."""
