@@ -204,10 +204,10 @@ def test_the_remark_is_told_once_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     times = iter([(0.0, 0.0), (1.0, 1.0), (1.0, 9.0), (2.0, 10.0)])
     monkeypatch.setattr(cores, "_times", lambda: next(times))
     meter = CoreMeter()
-    with meter.computing():
+    with meter.computing(2):
         pass
     assert meter.remarks(2) == []  # two seconds do not tell
-    with meter.computing():  # eight seconds between the steps do not count
+    with meter.computing(2):  # eight seconds between the steps do not count
         pass
     assert meter.remarks(2) == []
     monkeypatch.setattr(cores, "MEASURED_SECONDS", 4.0)
@@ -215,7 +215,7 @@ def test_the_remark_is_told_once_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     assert "the 2 threads of this process get only 50% of the CPU time" in remark
     assert remark.endswith("OMP_NUM_THREADS=1 before the command")
     assert meter.remarks(2) == []
-    with meter.computing():  # enough is known: the times are not read again
+    with meter.computing(2):  # enough is known: the times are not read again
         pass
 
 

@@ -126,9 +126,13 @@ class CoreMeter:
         self._told = False
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Measure what is done inside: computing on the CPU, with no waiting for data, a GPU or other processes."""
-        if self.judged:
+    def computing(self, threads: int) -> Iterator[None]:
+        """Measure what is done inside: computing on the CPU, with no waiting for data, a GPU or other processes.
+
+        Args:
+            threads: number of threads that compute. A single one is not measured: fewer are not possible.
+        """
+        if threads < 2 or self.judged:
             yield
             return
         ran, waited = _times()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
+import torch
 
 from rcnn.config import override
 from rcnn.config.aliases import suggest_settings
@@ -183,7 +184,7 @@ def evaluate(
     sums: dict[str, list[float]] = {}
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
-            with METER.computing() if detector.device.type == "cpu" else nullcontext():
+            with METER.computing(torch.get_num_threads()) if detector.device.type == "cpu" else nullcontext():
                 scored = _score(detector, item, sums if losses and scale == 0 else None)
             scores.update({(scale, index): (found, given.filter(top=kept)) for index, (found, given) in scored.items()})
             done += 1

@@ -359,7 +359,7 @@ def overlapped(
         bucket, positioned = views
         sizes = [position.opened.views[position.number].size for position, _ in positioned]
         batch = preprocessor.collate([pixels for _, pixels in positioned], sizes, bucket)
-        with nullcontext() if on_gpu else METER.computing():
+        with nullcontext() if on_gpu else METER.computing(torch.get_num_threads()):
             made = make(batch, tuple(position.opened.path for position, _ in positioned))
         return [(position, result) for (position, _), result in zip(positioned, made, strict=True)]
 

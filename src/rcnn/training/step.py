@@ -97,7 +97,7 @@ def backward(
     """
     device = distributed.device
     # A process that waits for a GPU or for others is not computing.
-    with METER.computing() if device.type == "cpu" and distributed.world == 1 else nullcontext():
+    with METER.computing(torch.get_num_threads()) if device.type == "cpu" and distributed.world == 1 else nullcontext():
         batch, targets = to_device(item.batch, device), to_device(item.targets, device)
         keys = state.model.keys(batch, targets, item.seeds, item.proposals)
         proposals = [] if item.proposals is None else [to_device(item.proposals, device)]
