@@ -74,6 +74,30 @@ def test_the_folder_stays_below_its_size_and_keeps_what_was_used_last(tmp_path: 
     assert entries(tmp_path / "cache") == kept
 
 
+def test_files_that_are_not_entries_are_kept(tmp_path: Path) -> None:
+    pictures = [sets.image(tmp_path / f"{number}.png", (200, 100)) for number in range(40)]
+    own = [tmp_path / "cache" / name for name in ("images/1.png", "ab/thesis.txt", "ab/cd/" + "0" * 38, "note.txt")]
+    for file in own:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(400_000))
+        os.utime(file, (1, 1))
+    cache = PixelCache(tmp_path / "cache", MB, DEFAULT_OPTIONS)
+    for picture in pictures:
+        cache.read(picture)
+    assert all(file.exists() for file in own)
+    assert 8 <= len(entries(tmp_path / "cache")) - len(own) <= 16
+
+
+@pytest.mark.parametrize("writers", [1, 2, 4, 16])
+def test_the_folder_stays_below_its_size_with_several_writers(tmp_path: Path, writers: int) -> None:
+    pictures = [sets.image(tmp_path / f"{number}.png", (20, 10)) for number in range(640)]  # room for 322
+    caches = [PixelCache(tmp_path / "cache", 200_000, DEFAULT_OPTIONS) for _ in range(writers)]
+    for number, picture in enumerate(pictures):
+        caches[number % writers].read(picture)
+        if number > 280:
+            assert sum(entry.stat().st_size for entry in entries(tmp_path / "cache")) <= 200_000
+
+
 def test_an_image_larger_than_half_of_the_folder_is_not_kept(tmp_path: Path) -> None:
     PixelCache(tmp_path / "cache", MB, DEFAULT_OPTIONS).read(sets.image(tmp_path / "a.png", (500, 400)))
     assert not entries(tmp_path / "cache")

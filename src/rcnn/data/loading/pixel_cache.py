@@ -7,6 +7,7 @@ Several processes may use a folder at the same time. Their entries depend only o
 import itertools
 import os
 import platform
+import re
 import struct
 import time
 import zlib
@@ -25,13 +26,15 @@ from rcnn.images.stream import ReadOptions
 _HEAD = struct.Struct("<8sIIII")  # magic, height, width, channels, CRC-32 of the pixels
 _MAGIC = b"rcnnpix1"
 _TEMPORARY = ".part-"
-_ROOM = 8
-"""When the folder is full, entries are deleted until 1 / `_ROOM` of it is free."""
+_FULL, _ROOM = 7 / 8, 3 / 4
+"""Share of the limit above which entries are deleted, and the share that is left then."""
 _SCANS = 128
 """A process measures the folder again when it has written 1 / `_SCANS` of its limit.
 
-Sixteen processes that write at the same time thus fill at most the room that was freed.
+Sixteen processes that write at the same time thus stay below the limit.
 """
+_PART, _ENTRY = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{38}")
+"""Names of the folders and files of entries. Other files are never counted and never deleted."""
 _LEFTOVER_SECONDS = 3600.0
 
 
@@ -115,13 +118,13 @@ class PixelCache:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Delete the entries that have not been used for longest until an eighth of the folder, and `size`, is free."""
+        """Delete the entries that have not been used for longest if the folder, with `size` bytes more, is too full."""
         entries = sorted(_files(self._folder))
         total, self._unscanned = sum(size for _, size, _ in entries), size
-        if total + size <= self._max_bytes - self._max_bytes // _SCANS:
+        if total + size <= self._max_bytes * _FULL:
             return
         for _, entry_size, path in entries:
-            if total + size <= self._max_bytes - self._max_bytes // _ROOM:
+            if total + size <= self._max_bytes * _ROOM:
                 break
             Path(path).unlink(missing_ok=True)
             total -= entry_size
@@ -150,8 +153,12 @@ def _files(folder: Path) -> Iterator[tuple[int, int, str]]:
     oldest = time.time() - _LEFTOVER_SECONDS
     with os.scandir(folder) as parts:
         for part in parts:
+            if not _PART.fullmatch(part.name):
+                continue
             with suppress(OSError), os.scandir(part) as entries:  # another process deletes too
                 for entry in entries:
+                    if not (_ENTRY.fullmatch(entry.name) or entry.name.startswith(_TEMPORARY)):
+                        continue
                     facts = entry.stat()
                     if entry.name.startswith(_TEMPORARY) and facts.st_mtime < oldest:
                         os.unlink(entry)
