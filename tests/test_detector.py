@@ -74,6 +74,17 @@ def test_images_can_be_paths_arrays_pil_images_or_tensors(detector: Detector, fo
     assert len(detector.predict([path, array, picture])) == 3
 
 
+def test_a_file_names_no_cache_of_its_authors_machine(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = detector.with_settings([f"data.cache={tmp_path / 'cache'}"])
+    changed.save(tmp_path / "a.safetensors")
+    assert Detector.load(tmp_path / "a.safetensors", "cpu").settings.data.cache is None
+    monkeypatch.setattr("rcnn.weights.metadata.portable", lambda settings: settings)  # as another program might
+    changed.save(tmp_path / "b.safetensors")
+    assert Detector.load(tmp_path / "b.safetensors", "cpu").settings.data.cache is None
+
+
 def test_with_settings_changes_only_the_settings(detector: Detector, folder: Path) -> None:
     known = {"category_ids": (7, 3), "threshold": 0.3, "summary": {"epoch": 4}, "licence": "CC0"}
     before = Detector(detector.model, detector.settings, ("cat", "dog"), device="cpu", **known)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import rcnn
+from rcnn.data.loading.pixel_cache import PixelCache
 from rcnn.errors import SettingsError, StorageError, TrainingError
 from rcnn.images import storage
 from rcnn.training.run import Run
@@ -44,14 +45,19 @@ def location_name(address: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_from_the_cache_has_the_bits_of_one_without(
-    workers: int, local: Run, data: Path, tmp_path: Path, s3: Any
+    workers: int, local: Run, data: Path, tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also the second one, which reads no file, in forked processes and for remote data."""
     upload(s3, data, "set/")
+    caches, of = list[bool](), PixelCache.of
+    monkeypatch.setattr(
+        PixelCache, "of", lambda settings: caches.append(settings.data.cache is not None) or of(settings)
+    )
     options = {**FEW, "workers": workers, "overrides": [*FEW["overrides"], f"data.cache={tmp_path / 'cache'}"]}
     for source in (data, "s3://bucket/set", "s3://bucket/set"):
         assert_same(rcnn.train(source, runs=tmp_path / "runs", **options), local)
     assert len(files_below(tmp_path / "cache")) == 2 * 8
+    assert all(caches)  # also when the kept weights are loaded and scored
 
 
 @pytest.mark.slow

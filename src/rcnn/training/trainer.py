@@ -263,9 +263,9 @@ class Trainer:
         """Load the best weights, or the last ones with `train.keep=last`, and score them."""
         self.distributed.meet()  # wait until the writer has written them
         detector = Detector.load(self.folder.kept, self.distributed.device)
-        workers = self.state.settings.data.workers
-        if workers != detector.settings.data.workers:  # the run was resumed with fewer
-            detector = detector.with_settings({"data": {"workers": workers}})
+        # The file does not name the cache, and the run may have been resumed with other workers.
+        own = self.state.settings.data.model_dump(include={"workers", "cache", "cache_gb"})
+        detector = detector.with_settings({"data": own})
         metrics = self.validate(detector)
         self.on_kept(detector, metrics, self.state.progress.best_epoch)
         return detector, metrics

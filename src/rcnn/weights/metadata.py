@@ -54,7 +54,8 @@ class Metadata(Section):
             WeightsError: it does not describe a detector of this version; the message names `path`.
         """
         try:
-            return cls.model_validate({**entry, "settings": validate(entry["settings"])})
+            settings = override(validate(entry["settings"]), {"data": {"cache": None}})  # the cache of another user
+            return cls.model_validate({**entry, "settings": settings})
         except ValidationError as error:
             reason: object = explain(error)
         except (KeyError, TypeError, SettingsError) as error:
@@ -151,13 +152,13 @@ def save_detector(path: str | Path, weights: Mapping[str, Tensor], detector: Des
 
 
 def portable(settings: Settings) -> Settings:
-    """Cut the paths in settings to their last part, and leave out that of `data.edge_model`.
+    """Cut the paths in settings to their last part, and leave out those of `data.edge_model` and `data.cache`.
 
-    A file of weights may be used on another machine, where these folders do not exist.
+    A file of weights may be used on another machine, where these folders do not exist or hold other files.
     """
     data, init, proposals = settings.data.path, settings.train.init, settings.train.proposals
     changes = {
-        "data": {"path": data and Path(data).name, "edge_model": None},
+        "data": {"path": data and Path(data).name, "edge_model": None, "cache": None},
         "train": {"init": Path(init).name, "proposals": proposals and Path(proposals).name},
     }
     return override(settings, changes)
