@@ -149,6 +149,52 @@ def test_other_parameters_are_shown_as_a_digest(secret: str) -> None:
     assert secret not in str(location(f"https://host/a.jpg#{secret}"))
 
 
+@pytest.mark.parametrize("name", ["id", "sku", "skip", "sdk", "key", "file_key", "sp", "si", "se", "page"])
+def test_addresses_that_differ_in_what_does_not_sign_them_have_different_names(name: str) -> None:
+    assert len({str(location(f"https://host/a.jpg?{name}={number}")) for number in range(3)}) == 3
+
+
+def test_the_parameters_of_azures_signatures_have_no_part_in_a_name() -> None:
+    signed = "sp=r&st=2026-11-25T09:00:00Z&se=2026-11-26&spr=https&sv=2024-11-04&sr=b&sig=abc&skoid=1&sktid=2&skv=3"
+    assert str(location(f"https://account.blob.core.windows.net/c/a.jpg?{signed}")).endswith("/c/a.jpg")
+    other = location(f"https://account.blob.core.windows.net/c/a.jpg?{signed}&snapshot=5")
+    assert str(other) != str(location("https://account.blob.core.windows.net/c/a.jpg"))
+
+
+def test_the_ends_of_a_file_of_just_that_size_are_read(memory: Any) -> None:
+    memory.pipe("/bucket/a", b"12345678")
+    path = location("memory://bucket/a")
+    assert [storage.read_ends(path, count) for count in (3, 8, 9)] == [b"123678", b"12345678", b"12345678"]
+
+
+def test_an_error_of_the_local_disk_is_not_the_servers(memory: Any, tmp_path: Path) -> None:
+    memory.pipe("/bucket/a.bin", bytes(100_000))
+    path = location("memory://bucket/a.bin")
+    with pytest.raises(FileNotFoundError) as missing:
+        storage.copy_file(path, tmp_path / "nowhere/a.bin")
+    assert missing.value.filename == str(tmp_path / "nowhere/a.bin")
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(OSError, match="No space left on device"):
+            storage.copy_file(path, full)
+
+
+@pytest.mark.parametrize("name", ["..%2F..%2Fx.safetensors", "a%2Fb.safetensors", "x" * 200 + ".safetensors"])
+def test_a_download_stays_in_its_folder(
+    name: str, serve: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "copy_file", lambda _, copy: copy.write_bytes(b"weights"))
+    path = location(f"{serve(tmp_path)}/{name}")
+    assert isinstance(path, RemotePath)
+    monkeypatch.setattr(storage, "identity", lambda _: (7, "tag"))
+    copy = storage.downloaded(path)
+    assert copy.suffix == ".safetensors"
+    assert copy.read_bytes() == b"weights"
+    assert copy.parent.parent == tmp_path / "cache/rcnn/remote"
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [copy]
+
+
 def test_containers_of_azure_may_name_their_account() -> None:
     text = "abfs://container@account.dfs.core.windows.net/a.jpg"
     assert str(location(text)) == text

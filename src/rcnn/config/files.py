@@ -2,7 +2,10 @@
 
 import os
 import stat
+import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rcnn.errors import SettingsError
@@ -77,3 +80,19 @@ def read_text(path: str | Path, most: int) -> str:
 def cache_folder(name: str) -> Path:
     """Return `$XDG_CACHE_HOME/rcnn/NAME`, by default in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / name
+
+
+@contextmanager
+def one_process_at_a_time(path: Path) -> Iterator[None]:
+    """Let other processes that want to write a file wait; they then find the finished one."""
+    if sys.platform == "win32":  # has no flock
+        yield
+        return
+    import fcntl
+
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("a") as file:
+        with suppress(OSError):  # some network file systems can't lock; then as above
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        lock.unlink(missing_ok=True)  # the file exists now, so a process that makes a new lock downloads nothing

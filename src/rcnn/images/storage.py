@@ -66,11 +66,13 @@ _REMOTE = re.compile(rf"({'|'.join(SCHEMES)})://", re.IGNORECASE)
 _SERVER = re.compile(r"[^:@\s]+(:\d{1,5})?")
 _BUCKET = re.compile(r"[^:@\s]+")
 _SIGNING = re.compile(
-    r"x-(amz|goog)-.*|(aws|google)access(key)?id|(.*[-_])?(token|secret|key|password)|sig|signature|expires|policy"
-    r"|key-pair-id|s[aeioprtv]|spr|sip|s[dk][a-z]+|saoid|suoid|scid",
+    r"x-(amz|goog)-.*|(aws|google)access(key)?id|(.*[-_])?(token|secret|password)|(.*[-_])?(api|access|auth)[-_]?key"
+    r"|sig|signature|expires|policy|key-pair-id",
     re.IGNORECASE,
 )
-"""Names of parameters with which an address is signed, such as those of S3, Google, CloudFront and Azure."""
+"""Names of parameters with which an address is signed, such as those of S3, Google and CloudFront."""
+_AZURE_SIGNING = re.compile(r"s[eioprstv]|spr|sip|srt|sdd|sk(oid|tid|t|e|s|v)|saoid|suoid|scid", re.IGNORECASE)
+"""Names of the other parameters of an address that has a signature `sig`, as Azure's have."""
 
 
 _ANY_SLASHES = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # `Path` shortens `//`
@@ -422,7 +424,13 @@ class RemotePath:
         return f"{self.scheme}://{self.host}{slash}{self.key}"
 
     def _shown_query(self) -> str:
-        own = [f"{name}={value}" for name, value in parse_qsl(self._query, True) if not _SIGNING.fullmatch(name)]
+        pairs = parse_qsl(self._query, True)
+        azure = any(name.lower() == "sig" for name, _ in pairs)
+        own = [
+            f"{name}={value}"
+            for name, value in pairs
+            if not _SIGNING.fullmatch(name) and not (azure and _AZURE_SIGNING.fullmatch(name))
+        ]
         return f"?{blake2b('&'.join(own).encode(errors='surrogateescape'), digest_size=8).hexdigest()}" if own else ""
 
 
@@ -547,7 +555,10 @@ def read_ends(location: Location, count: int) -> bytes:
     head = read_start(location, count)
     if len(head) < count or (isinstance(location, RemotePath) and location.is_web()):
         return head
-    start = max(count, location.stat().st_size - count)
+    size = location.stat().st_size
+    start = max(count, size - count)
+    if start >= size:  # a server may refuse to send nothing
+        return head
     if isinstance(location, RemotePath):
         filesystem = _filesystem(location)
         return head + _asked(location, lambda: filesystem.cat_file(location.url(), start=start, end=start + count))
@@ -594,9 +605,13 @@ def downloaded(path: RemotePath) -> Path:
     facts = identity(path)
     key = blake2b(repr((str(path), facts)).encode(errors="surrogateescape"), digest_size=16).hexdigest()
     folder = files.cache_folder("remote") / key
-    copy = folder / path.name
-    if facts is None or not copy.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / f"file{path.suffix}"  # a name may hold anything, `..` and slashes too
+    if facts is not None and copy.exists():
+        return copy
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.one_process_at_a_time(copy):
+        if facts is not None and copy.exists():  # another process has just downloaded it
+            return copy
         temporary = folder / f".{os.getpid()}-{threading.get_ident()}"
         try:
             copy_file(path, temporary)
@@ -616,15 +631,23 @@ def copy_file(location: Location, copy: Path) -> None:
         shutil.copyfile(str(location), copy)
         return
     filesystem = _filesystem(location)
+    with copy.open("wb") as file:
 
-    def receive() -> None:
-        with _stream(filesystem, location) as source, copy.open("wb") as file:
-            shutil.copyfileobj(source, file, MB)
+        def receive() -> OSError | None:
+            if file.tell():  # an earlier try has received a part
+                file.seek(0)
+                file.truncate()
+            with _stream(filesystem, location) as source:
+                while content := source.read(MB):
+                    try:
+                        file.write(content)
+                    except OSError as error:  # of the local disk: raised here, it would seem to be the server's
+                        return error
+            return None
 
-    try:
-        _asked(location, receive)
-    except _EmptyFile:
-        copy.write_bytes(b"")
+        with suppress(_EmptyFile):
+            if (failure := _asked(location, receive)) is not None:
+                raise failure
 
 
 def _stream(filesystem: Any, path: RemotePath) -> Any:

@@ -4,7 +4,6 @@ import errno
 import http.client
 import os
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch.hub
 
+from rcnn.config.files import one_process_at_a_time
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.weights.file import atomic_write, file_digest
 
@@ -60,7 +60,7 @@ def fetch(url: str) -> Path:
             raise UnavailableError(f"{path} is missing, and RCNN_OFFLINE is set. {_by_hand(url, path)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _one_process_at_a_time(path):
+            with one_process_at_a_time(path):
                 if not path.exists():
                     _download(url, path, published)
         except OSError as error:  # of the disk; errors of the network have been translated
@@ -71,22 +71,6 @@ def fetch(url: str) -> Path:
             ) from None
     _check(path, published)
     return path
-
-
-@contextmanager
-def _one_process_at_a_time(path: Path) -> Iterator[None]:
-    """Let other processes wait; they then find the finished file."""
-    if sys.platform == "win32":  # has no flock; the checksum detects damage by two writers
-        yield
-        return
-    import fcntl
-
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("a") as file:
-        with suppress(OSError):  # some network file systems can't lock; then as above
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        lock.unlink(missing_ok=True)  # the file exists now, so a process that makes a new lock downloads nothing
 
 
 def _download(url: str, path: Path, published: str) -> None:
