@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rcnn.presets import settings_of
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.settle import settle_anchors
 from rcnn.training.start import prepare_run
+from rcnn.weights.packaged import packaged_path
 from tests.training.pieces import ALONE
 
 AUTO = {"anchors": {"fit": "auto"}}
@@ -66,6 +68,13 @@ def test_no_anchors_are_fitted_to_five_objects() -> None:
 def test_a_run_that_starts_from_a_detector_keeps_its_anchors() -> None:
     start = settings(init="blood-cells")
     assert settle_anchors(start, dataset(18, 18)) == (start, ())
+    note = "anchors.fit=auto: the run starts from a detector and keeps its anchors"
+    assert settle_anchors(override(start, AUTO), dataset(18, 18)) == (start, (note,))
+
+
+def test_a_remote_detector_keeps_its_anchors_like_a_local_one(memory: Any) -> None:
+    memory.pipe("/bucket/net.safetensors", packaged_path("blood-cells").read_bytes())
+    start = settings(init="memory://bucket/net.safetensors")
     note = "anchors.fit=auto: the run starts from a detector and keeps its anchors"
     assert settle_anchors(override(start, AUTO), dataset(18, 18)) == (start, (note,))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rcnn.config import Settings, override
 from rcnn.errors import UnavailableError, WeightsError
-from rcnn.images.storage import RemotePath, downloaded, location
+from rcnn.images.storage import RemotePath, downloaded, is_remote, location
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
 from rcnn.runtime.by_suffix import refuse_exported
@@ -92,9 +92,8 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
         except UnavailableError as error:
             return _without_imagenet(settings, names, str(error).rstrip("."))
         return Start(model, settings)
-    file = location(init)
-    path = downloaded(file) if isinstance(file, RemotePath) else weights_of_run(file.expanduser().resolve())
-    source = init if isinstance(file, RemotePath) else str(path)
+    path = local_weights(init)
+    source = init if is_remote(init) else str(path)
     refuse_exported(path)
     if path.suffix == ".safetensors" and is_detector(path):
         return _from_detector(model, path, settings, names, source)
@@ -106,6 +105,16 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
         notes.append(f"{len(loaded.unexpected)} tensors of it were not used, such as {loaded.unexpected[0]}")
     changes = {"train": {"init": source}}
     return Start(model, override(settings, changes), tuple(notes), changes)
+
+
+def local_weights(init: str) -> Path:
+    """Return the local file of weights that a text names: itself, that of a run, or the copy of a remote file.
+
+    Raises:
+        OSError, StorageError: a remote file can't be read.
+    """
+    file = location(init)
+    return downloaded(file) if isinstance(file, RemotePath) else weights_of_run(file.expanduser().resolve())
 
 
 def _without_imagenet(settings: Settings, names: Sequence[str], why: str) -> Start:

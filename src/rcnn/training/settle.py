@@ -1,15 +1,16 @@
 """Settings that are `auto` become values when a training starts: `train.epochs` and `anchors.fit`."""
 
 import math
-from pathlib import Path
 
 from rcnn.config import SLIDING_WINDOWS, Settings, override
 from rcnn.data.dataset import Dataset
 from rcnn.diagnose.anchors.advice import GOOD_RECALL, MIN_OBJECTS, Advice, advise
 from rcnn.diagnose.anchors.fit import setting_words
 from rcnn.errors import plural
+from rcnn.training.init import local_weights
 from rcnn.training.schemes import takes_proposals
-from rcnn.weights.file import is_detector, weights_of_run
+from rcnn.weights.backbone import IMAGENET
+from rcnn.weights.file import is_detector
 from rcnn.weights.packaged import PACKAGED
 
 IMAGES, EPOCHS = 300, 30
@@ -61,10 +62,7 @@ def settle_anchors(settings: Settings, dataset: Dataset) -> tuple[Settings, tupl
     decided = override(settings, {"anchors": {"fit": "off"}})
     if takes_proposals(settings.train.scheme) and settings.train.proposals != SLIDING_WINDOWS:
         return settings, ()
-    init = settings.train.init
-    path = weights_of_run(Path(init).expanduser())
-    is_file = path.suffix == ".safetensors" and path.is_file()
-    if init in PACKAGED or init.startswith("torchvision/") or (is_file and is_detector(path)):
+    if _starts_from_detector(settings.train.init):
         note = "anchors.fit=auto: the run starts from a detector and keeps its anchors"
         return decided, (note,) if auto else ()
     advice = advise(dataset, settings)
@@ -80,6 +78,16 @@ def settle_anchors(settings: Settings, dataset: Dataset) -> tuple[Settings, tupl
         f"{advice.now:.2f} to {advice.fitted:.2f}: {' '.join(setting_words(rule))}"
     )
     return override(decided, {"anchors": {"sizes": rule.sizes, "ratios": rule.ratios}}), (note,)
+
+
+def _starts_from_detector(init: str) -> bool:
+    """Return whether `train.init` names a detector, and not weights of a backbone."""
+    if init in PACKAGED or init.startswith("torchvision/"):
+        return True
+    if init in (*IMAGENET, "none"):
+        return False
+    path = local_weights(init)
+    return path.suffix == ".safetensors" and path.is_file() and is_detector(path)
 
 
 def _advice_notes(advice: Advice) -> tuple[str, ...]:
