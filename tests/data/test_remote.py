@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,31 @@ def test_labels_open_nothing_outside_their_set(
     assert not [path for path in opened if not path.startswith("memory://bucket/set")]
     if form in ("coco", "yolo"):  # the others use the last part of a path
         assert "` is an address that does not lie below the folder" in shown or "is missing" in shown
+
+
+@pytest.mark.parametrize("entry", ["/a/../../other", "../../other", "/home/me/../../../other", "images/../../other"])
+def test_a_yaml_names_no_folder_outside_its_own(entry: str, memory: Any) -> None:
+    memory.pipe("/bucket/set/data.yaml", f"train: {entry}\nval: {entry}\nnames: [cat]\n".encode())
+    memory.pipe("/bucket/other/x.jpg", b"")
+    with pytest.raises(DataError) as error:
+        open_dataset("memory://bucket/set/data.yaml", "train", Data())
+    assert "memory://bucket/other" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_remote_image_is_asked_for_once_at_a_start(
+    form: str, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(form, tmp_path)
+    for key, content in files_below(root).items():
+        memory.pipe(f"/bucket/set/{key}", content)
+    asked, info = Counter[str](), storage._info
+    monkeypatch.setattr(storage, "_info", lambda path: (asked.update([str(path)]), info(path))[1])
+    open_splits("memory://bucket/set", Data())
+    images = {path: count for path, count in asked.items() if path.endswith(".jpg")}
+    assert {count for path, count in images.items() if not path.endswith("/c.jpg")} == {1}  # c.jpg is damaged
+    if form == "csv":  # its images may be in several folders, which are looked for once per table
+        assert max(count for path, count in asked.items() if "/JPEGImages" in path) <= 2
 
 
 @pytest.mark.parametrize("form", ["coco", "yolo", "csv"])

@@ -85,6 +85,7 @@ class ImageChecks:
         self._file = cache_file("images", place, settings.max_pixels)
         self._known: _Table | None = NOTHING_KNOWN if anew else None
         self._changed = anew
+        self._remote = dict[str, tuple[int | str, ...] | None]()
 
     def __enter__(self) -> Self:
         return self
@@ -168,9 +169,14 @@ class ImageChecks:
             used(self._file)
         keys, identities, unsettled = bytearray(), bytearray(), np.zeros(len(paths), bool)
         here = os.getcwd()
+        unasked = [path for path in dict.fromkeys(paths) if "://" in path and path not in self._remote]
+        with closing(
+            ahead(lambda path: identity_of(stored(path)), unasked, READERS if unasked else 0)
+        ) as identities_of:
+            self._remote.update(zip(unasked, identities_of, strict=True))
         for row, path in enumerate(paths):
             remote = "://" in path
-            identity = identity_of(stored(path)) if remote else _local_identity(path)
+            identity = self._remote[path] if remote else _local_identity(path)
             whole = (path if remote else os.path.join(here, path)).encode(errors="surrogatepass")
             keys += blake2b(whole, digest_size=8).digest()
             identities += blake2b(repr(identity).encode(), digest_size=16).digest()
@@ -189,8 +195,9 @@ class ImageChecks:
         """Remember what was found out about some files, of which `before` was known."""
         assert self._known is not None
         table.state[unsettled] = 0
-        self._changed |= not np.array_equal(table.state, before)
-        self._known = table.over(self._known)
+        if self._anew or not np.array_equal(table.state, before):
+            self._changed = True
+            self._known = table.over(self._known)
 
 
 def _local_identity(path: str) -> Identity | None:

@@ -143,6 +143,7 @@ class _Tables:
     drafts: dict[str, Draft] = field(default_factory=dict)
     known: dict[str, Draft] = field(default_factory=dict)
     unlisted: set[str] = field(default_factory=set)
+    _places: dict[Location, list[Location]] = field(default_factory=dict)
 
     def rows(self, source: Location) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield the place, `file:line`, and the cells by column of each row; rows that can't be read become faults.
@@ -183,6 +184,14 @@ class _Tables:
             self.known[name] = self.drafts.setdefault(draft.name, draft)  # its path may be written in two ways
         return self.known[name]
 
+    def _image_folders(self, table: Location) -> list[Location]:
+        """Return the folders in which images of a table in the folder `table` may be."""
+        if table not in self._places:
+            places = [place / inner for place in dict.fromkeys((table, self.layout.root)) for inner in _IMAGE_FOLDERS]
+            places += [table.parent / inner for inner in _IMAGE_FOLDERS[1:]]
+            self._places[table] = [place for place in dict.fromkeys(places) if place.is_dir()]
+        return self._places[table]
+
     def _find(self, name: str, where: str) -> Draft:
         """Find an image by its name below the usual folders, or else by the last part of its path."""
         below = name_below(name, self.layout.root)
@@ -190,9 +199,7 @@ class _Tables:
         name = shown(below) if foreign else below
         base = name.replace("\\", "/").rsplit("/", 1)[-1]
         table = stored(where.rpartition(":")[0]).parent
-        places = [place / inner for place in dict.fromkeys((table, self.layout.root)) for inner in _IMAGE_FOLDERS]
-        places += [table.parent / inner for inner in _IMAGE_FOLDERS[1:]]
-        tried = [place for place in dict.fromkeys(places) if place.is_dir()]
+        tried = self._image_folders(table)
         for place, relative in [*((place, Path(name)) for place in tried), *((place, Path(base)) for place in tried)]:
             folder = self.folders((place / relative).parent)
             names = folder.find(relative.name)

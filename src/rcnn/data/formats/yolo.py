@@ -105,7 +105,7 @@ def _resolve(entry: str, root: Location, folder: Location, taken: dict[Location,
     source = next((choice for choice in choices if _is_inside(choice, folder) and choice.exists()), None)
     if source is None:
         ends = (base / end for end in ends_of(name) for base in (root, folder))
-        source = next((end for end in ends if end.exists()), None)
+        source = next((end for end in ends if _is_inside(end, folder) and end.exists()), None)
         if source is not None and taken.setdefault(source, entry) != entry:
             return None
     return source and normal(source)
