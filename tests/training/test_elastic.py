@@ -100,7 +100,7 @@ def test_another_run_of_the_same_id_is_refused(start: Start, tmp_path: Path) -> 
     folder = tmp_path / "runs" / "try-1"
     for changes, message in (
         ({"lr": 0.5}, r"train\.lr=0\.02, here 0\.5"),
-        ({"name": "b"}, "--name try, here b"),
+        ({"name": "b"}, "--name try, here --name b"),
         ({"seed": 7, "epochs": 3}, r"train\.epochs=2, here 3; train\.seed=0, here 7"),
     ):
         with pytest.raises(SettingsError, match=rf"run id job-1 belongs to {folder}.*{message}.*--rdzv-id"):

@@ -49,7 +49,7 @@ def train(
     ] = None,
     epochs: Annotated[
         Any,
-        typer.Option(metavar="N|auto", parser=epochs_of, help="Passes over the images; auto: by their number."),
+        typer.Option(metavar="N|auto", parser=epochs_of, help="Passes over the images; auto: from their number."),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per step, in all processes together.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate for train.lr_batch images per step.")] = None,

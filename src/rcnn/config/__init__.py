@@ -110,8 +110,8 @@ class Train(Section):
     checkpoint_minutes: Positive = 10.0
     """Time between checkpoints within an epoch, minutes."""
     timeout: Annotated[float, Field(ge=1, le=1_000_000)] = 300.0
-    """Several processes: time after which one is lost if nothing is heard from its host, and which the slowest may
-    keep the others waiting in a step, seconds."""
+    """With several processes: seconds of silence after which a process counts as lost, and the longest time that one
+    may keep the others waiting in a step."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of all random numbers."""
     device: str = "auto"

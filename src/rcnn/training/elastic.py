@@ -151,7 +151,8 @@ class Elastic(NamedTuple):
         texts = [f"{key}={value(before, key)}, here {value(after, key)}" for key in keys[:MAX_SHOWN]]
         texts += [f"and {len(keys) - MAX_SHOWN} more"] if len(keys) > MAX_SHOWN else []
         if record.name != name:
-            texts.insert(0, f"--name {record.name}, here {name}")
+            before_name, after_name = (f"--name {given}" if given else "no --name" for given in (record.name, name))
+            texts.insert(0, f"{before_name}, here {after_name}")
         return "; ".join(texts)
 
     def _read(self) -> RunRecord | None:

@@ -54,7 +54,7 @@ def detector_hint(settings: Settings, train_set: Dataset) -> tuple[str, ...]:
     default = settings.model.preset == DEFAULT_MODEL and settings.train.init in IMAGENET
     if not default or len(train_set) >= SMALL_SET or 2 * jpegs <= len(train_set):
         return ()
-    return (f"on few photographs, a start from a detector of COCO's classes may be better: --from {DETECTOR}",)
+    return (f"with few photographs, a start from a detector trained on COCO may give better scores: --from {DETECTOR}",)
 
 
 def announce_end(trainer: Trainer, detector: Detector, metrics: Metrics) -> None:
