@@ -17,7 +17,7 @@ test: lint
 	@$(MAKE) --no-print-directory --jobs 2 types tests
 
 test-more: .venv/installed-dev ## what takes longer than `make test` may; of other CPUs' kernels those of the oldest
-	$(ENV) $(BIN)/python -m tests.portable sse41 --jobs $(JOBS)
+	$(ENV) $(BIN)/python -m tests.portable sse41 --not-slow --jobs $(JOBS)
 	$(PYTEST) -m more
 
 test-portable: .venv/installed-dev ## the tests that compare floats, with the kernels of all other CPUs

@@ -27,7 +27,12 @@ FLOATS = (
     *("test_graphs.py", "test_no_sync.py", "test_paper_presets.py", "test_merge_views.py", "test_presets.py"),
     *("test_portable.py", "test_same_results.py", "test_teaching.py"),
 )
-"""Files and folders of tests that compare floats. Triton's kernels do not run on a CPU."""
+"""Files and folders of tests that compare floats."""
+NO_FLOATS = (
+    *("ops/triton", "paper/test_execute.py", "runtime/test_process.py", "runtime/test_hostile_files.py"),
+    *("training/test_elastic.py", "training/test_peers.py", "training/test_remote.py"),
+)
+"""Files in these folders that compare none, or only bits of one machine. Triton's kernels do not run on a CPU."""
 EXEMPT = {
     "sse41": {
         "exporting/test_export.py::test_a_file_gives_the_detectors_boxes": "OpenVINO has no kernels for such CPUs",
@@ -83,10 +88,12 @@ def unchanged(setting: str) -> str | None:
     return None
 
 
-def command(setting: str, jobs: int) -> list[str]:
-    """The command line that runs the tests under a setting."""
+def command(setting: str, jobs: int, *, slow: bool = True) -> list[str]:
+    """The command line that runs the tests under a setting, perhaps without the slow ones."""
     parallel = ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"]
-    left_out = [f"--ignore={TESTS / 'ops/triton'}", *(f"--deselect=tests/{name}" for name in EXEMPT.get(setting, {}))]
+    left_out = [f"--ignore={TESTS / name}" for name in NO_FLOATS]
+    left_out += [f"--deselect=tests/{name}" for name in EXEMPT.get(setting, {})]
+    left_out += [] if slow else ["-m", "not slow and not more"]
     return [sys.executable, "-m", "pytest", *parallel, *left_out, *(str(TESTS / name) for name in FLOATS)]
 
 
@@ -95,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"settings: {', '.join(SETTINGS)}; without any, all")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--not-slow", dest="slow", action="store_false", help="leave out slow tests")
     options = parser.parse_args()
     failed = []
     for name in options.names or SETTINGS:
@@ -103,7 +111,7 @@ def main() -> None:
             continue
         print(f"{name}: {' '.join(f'{key}={value}' for key, value in SETTINGS[name].items())}", flush=True)
         jobs = max(1, options.jobs // 2) if name == "two-threads" else options.jobs
-        if subprocess.run(command(name, jobs), env=environment(name)).returncode:
+        if subprocess.run(command(name, jobs, slow=options.slow), env=environment(name)).returncode:
             failed.append(name)
     sys.exit(f"failed under: {', '.join(failed)}" if failed else 0)
 

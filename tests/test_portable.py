@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.portable import EXEMPT, FLOATS, PROBE, SETTINGS, TESTS, environment, onednn_instructions, unchanged
+from tests.portable import (
+    EXEMPT,
+    FLOATS,
+    NO_FLOATS,
+    PROBE,
+    SETTINGS,
+    TESTS,
+    environment,
+    onednn_instructions,
+    unchanged,
+)
 
 LIBRARIES = {"ATEN_CPU_CAPABILITY": "ATen", "ONEDNN_MAX_CPU_ISA": "oneDNN", "MKL_CBWR": "MKL"}
 """Variable -> library whose bits it changes. `MKL_ENABLE_INSTRUCTIONS` need not change them: both kernels fuse."""
@@ -42,6 +52,6 @@ def test_bfloat16_is_no_default_under_an_older_cpus_setting(setting: str) -> Non
 
 
 def test_every_test_that_is_named_exists() -> None:
-    assert all((TESTS / name).exists() for name in FLOATS)
+    assert all((TESTS / name).exists() for name in (*FLOATS, *NO_FLOATS))
     for file, _, test in (name.partition("::") for tests in EXEMPT.values() for name in tests):
         assert f"def {test}(" in (TESTS / file).read_text(encoding="utf-8")
