@@ -154,16 +154,16 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
     ),
     "recipes": (
         lambda d: [
-            *(f"{d.shapes}:disc:3", "--recipes", "default", "cascade", "--epochs", "0.5", "--test"),
-            *("--init", d.mobilenet, "--set", *SMALL, "--out", f"{d.out}/recipes", "--results", f"{d.out}/a.jsonl"),
+            *(d.shapes, "--recipes", "default", "cascade", "--epochs", "0.5", "--test"),
+            *("--init", d.mobilenet, "--set", "train.batch=1", *SMALL, "--out", f"{d.out}/recipes", "--results", f"{d.out}/a.jsonl"),
         ],
-        "| cascade preprocess.short=64 preprocess.long=96 | ",
+        "| cascade train.batch=1 preprocess.short=64 preprocess.long=96 | ",
     ),
     "read_coco": (lambda d: ["--images", "20", "--annotations", "50", "--turns", "1"], "pycocotools: 20 images, 50"),
     "second_start": (lambda d: ["--images", "20", "--annotations", "50"], "  process 1: "),
     "sharded_predict": (lambda d: ["--names", "100", "2000"], "2,000 names: "),
     "suppression": (
-        lambda d: [d.detector, d.shapes, "--nms", "0.4", "0.6", "--sigma", "0.5"],
+        lambda d: [d.detector, d.smears, "--split", "all", "--nms", "0.4", "0.6", "--sigma", "0.5"],
         "Soft-NMS 0.5   AP ",
     ),
     "train_vs_torchvision": (
