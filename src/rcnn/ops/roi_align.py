@@ -118,21 +118,22 @@ def _roi_align(
     aligned: bool,
 ) -> Tensor:
     """Compute `roi_align` as (B, R, S, S, C), the order of the product and of a channels-last head."""
-    size, channels = output_size, levels[0].shape[1]
-    out = levels[0].new_zeros(*boxes.shape[:2], size, size, channels)
-    if out.numel() == 0:
-        return out
+    size, dtype = output_size, levels[0].dtype
+    shape = (*boxes.shape[:2], size, size, levels[0].shape[1])
+    if math.prod(shape) == 0:
+        return levels[0].new_zeros(shape)
     if _by_kernel(levels, sampling_ratio):
+        out = levels[0].new_zeros(shape)
         boxes = _upright(boxes, sampling_ratio)
         for feature, scale, (rows, rois) in zip(levels, scales, rois_by_level(boxes, level, len(levels)), strict=True):
             feature = at_least_float32(feature)
             arguments = (scale, size, size, sampling_ratio, aligned)
             pooled = torch.ops.torchvision.roi_align(feature, rois.to(feature.dtype), *arguments)
-            out.flatten(0, 1)[rows] = pooled.permute(0, 2, 3, 1).to(out.dtype)
+            out.flatten(0, 1)[rows] = pooled.permute(0, 2, 3, 1).to(dtype)
         return out
     pixels = pixels_of(levels)
     index, weight = matrix(taps_of(levels, boxes, level, scales, (size, sampling_ratio, aligned)))
-    return F.embedding_bag(index, pixels, per_sample_weights=weight, mode="sum").view(out.shape).to(out.dtype)
+    return F.embedding_bag(index, pixels, per_sample_weights=weight, mode="sum").view(shape).to(dtype)
 
 
 @torch.library.register_fake("rcnn::roi_align", lib=LIBRARY)
