@@ -155,7 +155,8 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
     "recipes": (
         lambda d: [
             *(d.shapes, "--recipes", "default", "cascade", "--epochs", "0.5", "--test"),
-            *("--init", d.mobilenet, "--set", "train.batch=1", *SMALL, "--out", f"{d.out}/recipes", "--results", f"{d.out}/a.jsonl"),
+            *("--init", d.mobilenet, "--set", "train.batch=1", *SMALL),
+            *("--out", f"{d.out}/recipes", "--results", f"{d.out}/recipes.jsonl"),
         ],
         "| cascade train.batch=1 preprocess.short=64 preprocess.long=96 | ",
     ),
