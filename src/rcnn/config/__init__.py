@@ -18,7 +18,7 @@ from rcnn.config.files import MB, read_text
 from rcnn.config.images import Augment as Augment
 from rcnn.config.images import Data as Data
 from rcnn.config.images import Preprocess as Preprocess
-from rcnn.config.network import RPN, Anchors, Count, Fraction, Model, NonNegative, Positive, RoI, Section
+from rcnn.config.network import MAX_COUNT, RPN, Anchors, Count, Fraction, Model, NonNegative, Positive, RoI, Section
 from rcnn.config.network import LossKind as LossKind
 from rcnn.errors import SettingsError
 
@@ -132,6 +132,14 @@ class Train(Section):
     def length(self) -> str:
         """The length of the stages, as text."""
         return f"{', '.join(f'{number:,}' for number in self.steps)} steps" if self.steps else f"{self.epochs} epochs"
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _a_number_or_auto(cls, value: object) -> object:
+        text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        if value == "auto" or (not isinstance(value, bool) and text.isdecimal() and 1 <= int(text[:7]) <= MAX_COUNT):
+            return value
+        raise ValueError(f"auto, or an integer that is greater than or equal to 1 and at most {MAX_COUNT}")
 
     @field_validator("steps", "batches", mode="before")
     @classmethod
