@@ -264,8 +264,10 @@ class Trainer:
         self.distributed.meet()  # wait until the writer has written them
         detector = Detector.load(self.folder.kept, self.distributed.device)
         # The file does not name the cache, and the run may have been resumed with other workers.
-        own = self.state.settings.data.model_dump(include={"workers", "cache", "cache_gb"})
-        detector = detector.with_settings({"data": own})
+        data = self.state.settings.data
+        if (data.workers, data.cache) != (detector.settings.data.workers, detector.settings.data.cache):
+            own = {"workers": data.workers, "cache": data.cache, "cache_gb": data.cache_gb}
+            detector = detector.with_settings({"data": own})
         metrics = self.validate(detector)
         self.on_kept(detector, metrics, self.state.progress.best_epoch)
         return detector, metrics
