@@ -237,5 +237,5 @@ def test_offline_timm_is_not_asked_for_weights(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UnavailableError, match="timm/resnet10t are not fetched: RCNN_OFFLINE is set"):
         load_backbone(backbone, "imagenet")
     assert asked == []
-    with pytest.raises(UnavailableError, match="imagenet-v1 names weights of torchvision"):
+    with pytest.raises(WeightsError, match="imagenet-v1 names weights of torchvision"):
         load_backbone(backbone, "imagenet-v1")

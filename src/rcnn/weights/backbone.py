@@ -63,7 +63,8 @@ def load_backbone(
 
     Raises:
         UnavailableError: `imagenet` weights can't be downloaded, or torchvision has none for this trunk.
-        WeightsError: the file is missing, damaged, not a dictionary of tensors, or does not fit.
+        WeightsError: the file is missing, damaged, not a dictionary of tensors, or does not fit; or `imagenet-v1` is
+            requested for a network of timm.
     """
     if isinstance(backbone.trunk, TimmTrunk):
         return _load_timm(backbone.trunk, source)
@@ -192,7 +193,7 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
     """Load weights into a network of timm by way of a second network, since timm renames and adapts weights itself."""
     name = f"timm/{trunk.name}"
     if source == "imagenet-v1":
-        raise UnavailableError(f"imagenet-v1 names weights of torchvision, and {name} has weights of timm: imagenet")
+        raise WeightsError(f"imagenet-v1 names weights of torchvision, and {name} has weights of timm: use imagenet")
     if source == "imagenet":
         if is_offline():  # timm downloads by itself, and whether its cache holds the file is unknown
             raise UnavailableError(
