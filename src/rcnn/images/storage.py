@@ -605,7 +605,8 @@ def downloaded(path: RemotePath) -> Path:
     facts = identity(path)
     key = blake2b(repr((str(path), facts)).encode(errors="surrogateescape"), digest_size=16).hexdigest()
     folder = files.cache_folder("remote") / key
-    copy = folder / f"file{path.suffix}"  # a name may hold anything, `..` and slashes too
+    # A name may hold anything, `..` and slashes too. Messages about the copy show what is left of it.
+    copy = folder / f"file-{re.sub(r'[^a-zA-Z0-9_.-]', '_', path.name)[-100:]}"
     if facts is not None and copy.exists():
         return copy
     folder.mkdir(parents=True, exist_ok=True)
