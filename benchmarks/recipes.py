@@ -48,8 +48,10 @@ from rcnn.data.dataset import Dataset, Record, Records
 from rcnn.data.formats.find import find_layout, open_dataset
 from rcnn.errors import DataError, SettingsError, TrainingError
 from rcnn.presets import settings_of
+from rcnn.training.configure import DEFAULT_MODEL
 from rcnn.training.recorders import Recorder, Row
 from rcnn.training.run_folder import RunFolder
+from rcnn.training.stages import steps_per_epoch
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -165,7 +167,7 @@ def prepare(source: str, out: Path) -> tuple[str, Path]:
     path, *part = source.split(":")
     name = "-".join([Path(path).name, *part])
     folder = out / "data" / name
-    if (folder / "annotations").is_dir():
+    if folder.exists():
         return name, folder
     layout = find_layout(path)
     lists = {split: open_dataset(path, split) for split in ("train", "val", "test") if split in layout.lists}
@@ -186,8 +188,12 @@ def prepare(source: str, out: Path) -> tuple[str, Path]:
     lists["train"] = replace(train, records=Records(ordered))
     datasets = [replace(dataset, names=train.names) for dataset in lists.values()]
     few = [replace(dataset, records=dataset.records[:2]) if dataset.split == "val" else dataset for dataset in datasets]
-    convert(few, "coco", folder.with_name(f"{name}{FEW}"))
-    convert(datasets, "coco", folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for content, copy in ((few, folder.with_name(f"{name}{FEW}")), (datasets, folder)):
+        if not copy.exists():  # the first copy may be there from a start that was killed
+            with TemporaryDirectory(dir=folder.parent) as aside:
+                convert(content, "coco", Path(aside, "copy"))
+                Path(aside, "copy").rename(copy)
     return name, folder
 
 
@@ -258,8 +264,8 @@ def steps_of(recipe: Recipe, results: Results, epochs: float, minutes: float | N
     if minutes:
         default = minutes * 60 / first["default_step"]
     else:
-        batch = override(settings_of("mobilenet-fpn"), recipe.common).train.batch
-        default = epochs * -(-len(open_dataset(recipe.folder, "train", decode=False)) // batch)
+        settings = override(settings_of(DEFAULT_MODEL), recipe.common)
+        default = epochs * steps_per_epoch(settings, open_dataset(recipe.folder, "train", decode=False), 0)
     return max(1, round(default * pace["default_step"] / pace["step"]))
 
 
@@ -321,10 +327,10 @@ def report(results: Results) -> Iterator[str]:
 
 def table(rows: Sequence[dict[str, Any]], split: str, paces: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for each recipe and length."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(json.dumps([*(row[key] for key in IDENTITY), row["steps"]]), []).append(row)
-    for group in groups.values():
+    groups: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:  # a seed that was scored again, with the test list, replaces its first row
+        groups.setdefault(json.dumps([*(row[key] for key in IDENTITY), row["steps"]]), {})[row["seed"]] = row
+    for group in (list(by_seed.values()) for by_seed in groups.values()):
         first = group[0]
         pace = next(pace for pace in paces if all(pace[key] == first[key] for key in IDENTITY))
         cells = [" ".join([first["recipe"], *first["common"]]), str(first["steps"]), str(len(group))]
@@ -405,8 +411,10 @@ def main(words: Sequence[str] | None = None) -> int:
 def plan(options: argparse.Namespace, results: Results) -> list[Recipe]:
     """Check the recipes, copy the data, measure the recipes that were not measured, and return them."""
     for name in options.recipes:
-        override(settings_of("mobilenet-fpn"), (*options.settings, *RECIPES[name]))
+        override(settings_of(DEFAULT_MODEL), (*options.settings, *RECIPES[name]))
     sets = dict(prepare(source, options.out) for source in options.data)
+    if len(sets) < len(options.data):
+        raise SettingsError(f"two of the data sets have the same name: {' '.join(options.data)}; rename a folder")
     recipes = [
         Recipe(data, folder, name, tuple(options.settings), options.init)
         for data, folder in sets.items()
@@ -419,8 +427,8 @@ def plan(options: argparse.Namespace, results: Results) -> list[Recipe]:
 
 def done(results: Results, task: Task, test: bool) -> bool:
     """Return True if a training has its line."""
-    row = results.find("score", task.key)
-    return row is not None and (not test or "test_ap" in row)
+    rows = [row for row in results.rows("score") if task.key.items() <= row.items()]
+    return any(not test or "test_ap" in row for row in rows)
 
 
 if __name__ == "__main__":
