@@ -29,6 +29,13 @@ def test_dry_run_shows_the_plan_and_does_not_train(run: Run, data: Path) -> None
     assert not Path("runs").exists()
 
 
+def test_dry_run_shows_the_epochs_in_place_of_auto(run: Run, data: Path) -> None:
+    document = run.json("train", data, "--dry-run", *SMALL, "--epochs", "auto")
+    assert document["settings"]["train"]["epochs"] == 100
+    assert "train.epochs=auto: 100 epochs for 4 images" in document["notes"]
+    run.fails(2, "neither a number of epochs nor auto", "train", data, "--dry-run", "--epochs", "many")
+
+
 def test_dry_run_as_json(run: Run, data: Path) -> None:
     options = ("anchors.fit=auto", "--lr", "1e-3", "--workers", 2, "seed=3")
     document = run.json("train", data, "--dry-run", *SMALL, *options)

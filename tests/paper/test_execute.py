@@ -385,6 +385,19 @@ def test_a_budget_reduces_the_epochs_once_and_reports_it(
     assert (again.settings.train.epochs, len(trained)) == (result.settings.train.epochs, count)
 
 
+def test_epochs_that_are_auto_become_a_number_before_a_budget_reduces_them(
+    settings: Settings, trained: list[str], tmp_path: Path
+) -> None:
+    settings, messages = override(settings, ["train.epochs=auto"]), []
+    result = quietly("one-stage", settings, tmp_path, budget=0.05, say=messages.append)
+    assert any(text.startswith("train.epochs=auto: 100 epochs for 4 images") for text in messages)
+    assert 1 <= result.settings.train.epochs < 100
+    assert any("5 stages of 100 epochs would take" in text for text in messages)
+    count = len(trained)
+    again = quietly("one-stage", settings, tmp_path, budget=0.05)
+    assert (again.settings.train.epochs, len(trained)) == (result.settings.train.epochs, count)
+
+
 def test_a_budget_counts_the_search_for_proposals(
     on_boxes: Settings, boxes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

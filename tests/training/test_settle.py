@@ -1,4 +1,4 @@
-"""Messages about anchors that miss objects when a run starts, and anchors fitted with `anchors.fit=auto`."""
+"""Values in place of `auto`, the epochs and the anchors of a new run, and messages about anchors that miss objects."""
 
 from functools import partial
 from pathlib import Path
@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rcnn.config import Settings, override
+from rcnn.config import Settings, override, read
 from rcnn.data.dataset import Dataset, Record
+from rcnn.errors import SettingsError
 from rcnn.presets import settings_of
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.settle import settle_anchors
+from rcnn.training.settle import EPOCHS, IMAGES, MAX_EPOCHS, MIN_EPOCHS, epochs_for, settle_anchors, settle_epochs
 from rcnn.training.start import prepare_run
+from rcnn.training.train import train
 from rcnn.weights.packaged import packaged_path
-from tests.training.pieces import ALONE
+from tests.training.pieces import ALONE, FEW_PROPOSALS, OPTIONS, SMALL, shapes, without_pictures
 
 AUTO = {"anchors": {"fit": "auto"}}
+AUTO_EPOCHS = override(settings_of("tiny-fpn"), {"train": {"epochs": "auto"}})
 
 
 def dataset(width: float, height: float, count: int = 60, images: int = 10) -> Dataset:
@@ -90,3 +95,40 @@ def test_fitting_anchors_changes_the_model_but_draws_no_random_number(tmp_path: 
     assert start.model.rpn.anchors == fitted.anchors
     assert fitted.anchors.sizes != small.anchors.sizes
     assert start.notes[0].startswith("anchors.fit=auto: anchors fitted to 60 objects raise recall")
+
+
+@given(st.integers(0, 10_000_000), st.integers(1, 1_000_000))
+def test_more_images_get_at_most_as_many_epochs_and_at_least_as_many_steps(images: int, more: int) -> None:
+    few, many = epochs_for(images), epochs_for(images + more)
+    assert MIN_EPOCHS <= many <= few <= MAX_EPOCHS
+    assert few * images <= (many + 1) * (images + more)  # up to the rounding of the epochs
+
+
+def test_the_number_follows_the_images() -> None:
+    assert epochs_for(IMAGES) == EPOCHS
+    assert [epochs_for(images) for images in (0, 10, 130, 205, 900, 5011, 118_287)] == [100, 100, 70, 44, 21, 12, 10]
+
+
+def test_chosen_numbers_and_steps_are_kept() -> None:
+    chosen = override(AUTO_EPOCHS, {"train": {"epochs": 7}})
+    assert settle_epochs(chosen, 205) == (chosen, ())
+    settled, notes = settle_epochs(override(AUTO_EPOCHS, {"train": {"steps": 9}}), 205)
+    assert (settled.train.epochs, settled.train.length, notes) == (44, "9 steps", ())
+    with pytest.raises(SettingsError, match=r"train\.epochs=auto is replaced by a number when a training starts"):
+        AUTO_EPOCHS.train.epoch_count  # noqa: B018
+
+
+@without_pictures()
+def test_a_run_holds_the_number_and_can_be_lengthened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rcnn.training.settle.MIN_EPOCHS", 1)
+    monkeypatch.setattr("rcnn.training.settle.IMAGES", 1)
+    monkeypatch.setattr("rcnn.training.settle.EPOCHS", 1)
+    data = shapes(tmp_path, 4, 2)
+    options = {**OPTIONS, "init": "none", "epochs": "auto", "workers": 0}
+    run = train(data, runs=tmp_path, name="a", overrides=[*SMALL, *FEW_PROPOSALS], **options)
+    folder = RunFolder(run.folder)
+    assert len(run.rows) == read(folder.config).train.epochs == 1
+    assert "train.epochs=auto: 1 epoch for 4 images" in (run.folder / "log.txt").read_text()
+    with pytest.raises(SettingsError, match=r"--epochs auto sets the length of a new run: .*a-1 longer"):
+        train(resume=run.folder, epochs="auto")
+    assert len(train(resume=run.folder, epochs=2, quiet=True).rows) == 2
