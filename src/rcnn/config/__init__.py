@@ -62,8 +62,8 @@ class Train(Section):
     """alternating: number of times that its stages are trained. From the second round on they start from the weights of
     the previous round."""
     epochs: Count | Literal["auto"] = 30
-    """Passes over the training images in each stage of the scheme; auto: chosen by the number of images when the run
-    starts. Not used with `steps`."""
+    """Passes over the training images in each stage of the scheme; auto: derived from the number of images when the
+    run starts. Not used with `steps`."""
     steps: PerStage = ()
     """Steps instead of `epochs`: one number for all stages of the scheme, or one for each. Empty: `epochs` count."""
     batch: Count = 4

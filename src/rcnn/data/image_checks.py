@@ -85,7 +85,7 @@ class ImageChecks:
         self._file = cache_file("images", place, settings.max_pixels)
         self._known: _Table | None = NOTHING_KNOWN if anew else None
         self._changed = anew
-        self._remote = dict[str, tuple[int | str, ...] | None]()
+        self._remote_identities = dict[str, tuple[int | str, ...] | None]()
 
     def __enter__(self) -> Self:
         return self
@@ -169,14 +169,14 @@ class ImageChecks:
             used(self._file)
         keys, identities, unsettled = bytearray(), bytearray(), np.zeros(len(paths), bool)
         here = os.getcwd()
-        unasked = [path for path in dict.fromkeys(paths) if "://" in path and path not in self._remote]
+        unasked = [path for path in dict.fromkeys(paths) if "://" in path and path not in self._remote_identities]
         with closing(
             ahead(lambda path: identity_of(stored(path)), unasked, READERS if unasked else 0)
         ) as identities_of:
-            self._remote.update(zip(unasked, identities_of, strict=True))
+            self._remote_identities.update(zip(unasked, identities_of, strict=True))
         for row, path in enumerate(paths):
             remote = "://" in path
-            identity = self._remote[path] if remote else _local_identity(path)
+            identity = self._remote_identities[path] if remote else _local_identity(path)
             whole = (path if remote else os.path.join(here, path)).encode(errors="surrogatepass")
             keys += blake2b(whole, digest_size=8).digest()
             identities += blake2b(repr(identity).encode(), digest_size=16).digest()

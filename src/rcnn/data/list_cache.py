@@ -15,7 +15,7 @@ from rcnn.data.saved import load_datasets, save_datasets
 from rcnn.images.sources import is_results
 
 MIN_WALKED, MAX_WALKED = 10_000, 20
-"""The files of a data set are compared only if they are at most so many, plus so many for each of its images.
+"""A data set is compared if it has at most `MIN_WALKED` files and folders, plus `MAX_WALKED` for each of its images.
 
 A data set among many other files is read every time, because comparing those would take longer.
 """

@@ -67,8 +67,8 @@ def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[s
 def initialise(settings: Settings, names: Sequence[str]) -> Start:
     """Return a model for the classes `names`, initialised according to `settings.train.init`.
 
-    If ImageNet weights are not available, those of a packaged detector with the same backbone are used, or
-    else random ones as with `none`. The notes tell the user.
+    If ImageNet weights are not available, those of a packaged detector with the same backbone are used, or else random
+    ones as with `none`. The notes tell the user.
 
     Raises:
         WeightsError: the file is missing, damaged or does not fit.

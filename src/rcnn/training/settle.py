@@ -14,7 +14,7 @@ from rcnn.weights.file import is_detector
 from rcnn.weights.packaged import PACKAGED
 
 IMAGES, EPOCHS = 300, 30
-"""A training list of this length gets this many epochs."""
+"""With `train.epochs=auto`, so many training images get so many epochs."""
 MIN_EPOCHS, MAX_EPOCHS = 10, 100
 EXPONENT = 1 / 3
 """Power of the number of images by which longer lists get fewer epochs."""
