@@ -170,7 +170,8 @@ def prepare(source: str, out: Path) -> tuple[str, Path]:
     if folder.exists():
         return name, folder
     layout = find_layout(path)
-    lists = {split: open_dataset(path, split) for split in ("train", "val", "test") if split in layout.lists}
+    there = {*layout.lists} | ({"train", "val"} if "train" not in layout.lists else set())  # cut from `trainval`
+    lists = {split: open_dataset(path, split) for split in ("train", "val", "test") if split in there}
     if "test" in lists and {*lists["test"].records.names()} == {*lists.get("val", lists["test"]).records.names()}:
         lists.pop("val", None)
     elif "test" not in lists and "val" in lists:
