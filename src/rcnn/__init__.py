@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from rcnn.evaluate import val
     from rcnn.exporting.export import export
+    from rcnn.exporting.int8 import export_int8
     from rcnn.interop.detectors import from_torchvision
     from rcnn.metrics.table import Metrics
     from rcnn.model.faster_rcnn import FasterRCNN
@@ -61,6 +62,7 @@ __all__ = [
     "WeightsError",
     "anchors",
     "export",
+    "export_int8",
     "from_torchvision",
     "load",
     "open_dataset",
@@ -91,6 +93,7 @@ _HOME = {
     "WeightsError": "errors",
     "anchors": "diagnose.anchors.study",
     "export": "exporting.export",
+    "export_int8": "exporting.int8",
     "from_torchvision": "interop.detectors",
     "load": "open_model",
     "open_dataset": "data.formats.find",

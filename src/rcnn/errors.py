@@ -67,7 +67,7 @@ class TrainingError(RuntimeError):
 
 
 class ExportError(RuntimeError):
-    """An exported file gave different results from its detector, so it was deleted."""
+    """An exported file gave different results from its detector, so it was not written."""
 
     exit_code = 1
 

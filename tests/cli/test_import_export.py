@@ -13,7 +13,8 @@ from rcnn.exporting import graph_files
 from rcnn.presets import build, settings_of
 from rcnn.weights.metadata import read_detector
 from tests.cli.conftest import Run
-from tests.exporting.test_export import detector_of
+from tests.exporting.test_export import KINDS, detector_of, use_program
+from tests.exporting.test_int8 import PYRAMID, labelled
 
 DETECTRON2 = Path(__file__).parents[1] / "interop/detectron2"
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -133,6 +134,45 @@ def test_a_detector_is_exported_and_its_file_is_used_alone(
         Path("copy", file).write_bytes(content)
         run.fails(4, "its weights are not those that were written", "predict", f"copy/{name}", images / "0.jpg")
     run.fails(2, "net.onnx already exists", "export", "net.safetensors", "--out", "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_int8_is_exported_with_its_scores(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_program(monkeypatch, PYRAMID)
+    detector = detector_of(*KINDS[PYRAMID])
+    detector.save("net.safetensors")
+    data = labelled(detector, tmp_path / "data")
+    outcome = run("export", "net.safetensors", "--int8", "--data", data, "--max-drop", 1, "--json")
+    document = outcome.json()
+    assert (document["file"], document["metric"], document["scored"]) == ("net.xml", "ap", 4)
+    assert document["bytes"] == Path("net.xml").stat().st_size + Path("net.bin").stat().st_size
+    for text in ("quantising with 20 images", "net.xml and net.bin: ", "ap is ", "next: rcnn predict net.xml"):
+        assert text in outcome.err
+    assert run.json("val", "net.xml", data)["ap"] == pytest.approx(document["int8"])
+    inspected = run.json("inspect", "net.xml")
+    assert inspected["exported"]["int8"]["calibrated"] == 20
+    assert inspected["types"] == ["float32", "int8"]
+    assert "calibrated 20" in run("inspect", "net.xml").out
+    rows = run.json("benchmark", "net.safetensors", "net.xml", "--batch", 1, "--runs", 1)["engines"]
+    assert [row["name"] for row in rows][-1] == "net.xml"
+    assert "int8" in [row["precision"] for row in rows]
+
+
+def test_what_int8_needs_is_asked_for(run: Run, data: Path, weights: Path) -> None:
+    for message, *words in (
+        ("--int8 takes a labelled data set, --data path/to/data; --data is missing", "--int8"),
+        ("--images has no effect", "--int8", "--data", data, "--images", data),
+        ("--int8 is for --format openvino, not onnx", "--int8", "--data", data, "--format", "onnx"),
+        ("--int8 is for --format openvino, not caffe", "--int8", "--data", data, "--out", "net.npz"),
+        ("--data and --max-drop are for --int8", "--data", data),
+        ("--data and --max-drop are for --int8", "--max-drop", "0.02"),
+        ("max_drop=2.0: give a number from 0 to 1", "--int8", "--data", data, "--max-drop", "2"),
+    ):
+        run.fails(2, message, "export", weights, *words)
+    run.fails(3, "nowhere", "export", weights, "--int8", "--data", "nowhere")
+    run.fails(3, "has 4 training images, and int8 takes", "export", weights, "--int8", "--data", data)
+    assert not list(Path().glob("*.xml"))
 
 
 def test_the_list_of_architectures(run: Run) -> None:

@@ -82,10 +82,15 @@ def export(
         final = Path(folder, "final")  # the trial's weights may still be mapped into memory
         final.mkdir()
         save(final / path.name, entries(detector, size, asdict(parity)))
-        for part in sorted(final.iterdir()):  # the .bin before the .xml
-            os.replace(part, path.parent / part.name)
-    remember(files_of(path))
+        publish(final, path)
     return parity
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Move the complete files of an export from a temporary folder to their place, and list them as own exports."""
+    for part in sorted(folder.iterdir()):  # the .bin before the .xml
+        os.replace(part, path.parent / part.name)
+    remember(files_of(path))
 
 
 def check_new(path: Path) -> Path:

@@ -66,12 +66,14 @@ class FileMetadata(Metadata):
     Attributes:
         size: (height, width) of all images, padding included; None: any multiples of `preprocess.multiple`.
         parity: result of the comparison with the original detector.
+        int8: scores of the original detector and of this file, if it is in int8.
     """
 
     format_error: ClassVar[str] = "holds a graph, but not a detector of this version of rcnn"
 
     size: tuple[Side, Side] | None = None
     parity: dict[str, Any] = Field(default_factory=dict)
+    int8: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _size_fits(self) -> Self:
@@ -81,20 +83,26 @@ class FileMetadata(Metadata):
         return self
 
 
-def entries(detector: Described, size: Size | None = None, parity: Mapping[str, Any] | None = None) -> dict[str, str]:
+def entries(
+    detector: Described,
+    size: Size | None = None,
+    parity: Mapping[str, Any] | None = None,
+    int8: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
     """Return the metadata entries that an export writes, as name -> text.
 
     Args:
         detector: the exported detector.
         size: (height, width) that the graph is fixed to; None if it takes any size.
         parity: result of the comparison with the detector.
+        int8: scores of the detector and of the file, if it is in int8.
 
     Returns:
         Ours under `ENTRY`; for other programs `names` (JSON, index -> name), `imgsz` (JSON, [height, width], or for a
         graph of any size the shorter side and the longer at most), `stride` (sides are multiples of it) and `task`.
     """
     preprocess = detector.settings.preprocess
-    ours = {**entry_of(detector), "interface": INTERFACE, "size": size, "parity": parity or {}}
+    ours = {**entry_of(detector), "interface": INTERFACE, "size": size, "parity": parity or {}, "int8": int8 or {}}
     return {
         ENTRY: json.dumps(ours, sort_keys=True, allow_nan=False),
         "names": json.dumps(dict(enumerate(detector.names))),
@@ -174,7 +182,7 @@ class Contents(NamedTuple):
         metadata: our entry.
         bytes: size of the file, and of the one beside it that holds its weights.
         tensors: number of constants in the graph.
-        parameters: number of floating-point numbers in them.
+        parameters: number of floating-point and 8-bit numbers in them.
         types: types of these, such as `float32`.
     """
 

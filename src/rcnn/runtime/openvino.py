@@ -17,13 +17,13 @@ from rcnn.weights.file import reading
 
 _KINDS = """
 Abs AdaptiveAvgPool Add AvgPool BatchNormInference Broadcast Ceiling Clamp Concat Const Convert Convolution Cos CumSum
-Divide Elu Equal Erf Exp Floor FloorMod Gather GatherElements GatherND Gelu Greater GreaterEqual GroupConvolution
-GroupNormalization HSigmoid HSwish HardSigmoid Identity Interpolate IsInf IsNaN Less LessEqual Log LogSoftmax
-LogicalAnd LogicalNot LogicalOr MVN MatMul MaxPool Maximum Minimum Mish Mod Multiply Negative NonMaxSuppression
-NonZero NormalizeL2 PReLU Pad Parameter Power ROIAlign ROIPooling Range ReLU ReduceL2 ReduceMax ReduceMean ReduceMin
-ReduceProd ReduceSum Reshape Result Round ScaledDotProductAttention ScatterElementsUpdate ScatterNDUpdate Select Selu
-ShapeOf Sigmoid Sign Sin Slice SoftMax SoftPlus Split Sqrt Squeeze StridedSlice Subtract Swish Tanh Tile TopK
-Transpose Unsqueeze VariadicSplit
+Divide Elu Equal Erf Exp FakeQuantize Floor FloorMod Gather GatherElements GatherND Gelu Greater GreaterEqual
+GroupConvolution GroupNormalization HSigmoid HSwish HardSigmoid Identity Interpolate IsInf IsNaN Less LessEqual Log
+LogSoftmax LogicalAnd LogicalNot LogicalOr MVN MatMul MaxPool Maximum Minimum Mish Mod Multiply Negative
+NonMaxSuppression NonZero NormalizeL2 PReLU Pad Parameter Power ROIAlign ROIPooling Range ReLU ReduceL2 ReduceMax
+ReduceMean ReduceMin ReduceProd ReduceSum Reshape Result Round ScaledDotProductAttention ScatterElementsUpdate
+ScatterNDUpdate Select Selu ShapeOf Sigmoid Sign Sin Slice SoftMax SoftPlus Split Sqrt Squeeze StridedSlice Subtract
+Swish Tanh Tile TopK Transpose Unsqueeze VariadicSplit
 """
 KINDS = frozenset(_KINDS.split())
 """Kinds of layers in exports of all presets and settings, and of the layers of other backbones."""
@@ -55,7 +55,7 @@ class OpenVinoRuntime(GraphRuntime):
             found = read_description(path, beside)
             metadata = read_entries(found.entries, path)
             check_digest(found.entries, pieces(weights), path)
-            floats = [constant for constant in found.constants if "float" in constant.dtype]
+            floats = [one for one in found.constants if "float" in one.dtype or one.dtype == "int8"]
             parameters = sum(math.prod(constant.shape) for constant in floats)
             types = tuple(sorted({constant.dtype for constant in floats}))
             contents = Contents(metadata, path.stat().st_size + beside, len(found.constants), parameters, types)

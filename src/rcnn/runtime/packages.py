@@ -65,6 +65,16 @@ def openvino_core() -> Any:
     return openvino().Core()
 
 
+def nncf() -> Any:
+    """Return the package `nncf`, which quantises models of OpenVINO, with its telemetry turned off.
+
+    Raises:
+        UnavailableError: it is not installed.
+    """
+    openvino()  # without its telemetry, which nncf uses too
+    return _package("nncf", "int8")
+
+
 def _package(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)

@@ -71,7 +71,7 @@ class RuntimeResult:
 
     Attributes:
         name: `eager`, or the name of the file.
-        precision: of its convolutions and matrix products.
+        precision: of its convolutions and matrix products, `float32`, `bf16` or `int8`.
         bytes: size of its file, with the weights beside it.
         costs: one per batch size.
         agreed: share of the detections (of the proposals, where there are none) on which it agrees with eager float32
@@ -140,7 +140,8 @@ def benchmark(
                 with progress(f"AP: {program.name} {program.precision}") as report:
                     scores = evaluate(source, dataset, losses=False, progress=report)
                 ap, ap50 = scores.ap, scores.ap50
-            rows.append(RuntimeResult(program.name, program.precision, size_of_files, cost, share, ap, ap50))
+            precision = "int8" if exported and contents(program.path).metadata.int8 else program.precision
+            rows.append(RuntimeResult(program.name, precision, size_of_files, cost, share, ap, ap50))
     return rows
 
 
@@ -180,14 +181,14 @@ def size_of(detector: Detector, files: Sequence[Path], size: Size | None = None)
 
 
 def _programs(weights: Path, files: Sequence[Path]) -> list[Program]:
-    """Return every runtime at every precision that is fast here, eager float32 first."""
+    """Return every runtime at every precision that is fast here, eager float32 first; an int8 file only as it is."""
     precisions = ["float32", "bf16"] if has_bf16(CPU) else ["float32"]
     programs = [Program("eager", weights, precision) for precision in precisions]
     return programs + [
         Program(path.name, path, precision)
         for path in files
         for precision in precisions
-        if precision in runtime_of(path).precisions
+        if precision == "float32" or (precision in runtime_of(path).precisions and not contents(path).metadata.int8)
     ]
 
 
