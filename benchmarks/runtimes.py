@@ -1,16 +1,18 @@
-"""A detector in PyTorch, in bfloat16, in onnxruntime and in OpenVINO, in turn and in one run; AP of `blood-cells`.
+"""A detector in PyTorch, onnxruntime and OpenVINO, in bfloat16 and in int8, in one run; AP of `blood-cells`.
 
     python benchmarks/runtimes.py BCCD [--only trained] [--runs 7] [--files FOLDER]
         [--weights blood-cells] [--pictures 8] [--network resnet50-fpn] [--size 800 1088]
 
 Prints medians of the CPU time of one thread, and the median ratio to float32 in PyTorch, run by run. `blood-cells`
-predicts pictures of BCCD, and is compared on them in landscape, in portrait and cut square, in batches of 1, 2 and 4.
+predicts pictures of BCCD, and is compared on them in landscape, in portrait and cut square, in batches of 1, 2 and 4;
+then it is timed from the files of the pictures to the boxes. Its int8 file is calibrated on BCCD's training images.
 `resnet50-fpn`, with random weights that are scaled until the boxes differ, predicts one of 800 x 1088, and so does
 torchvision's `fasterrcnn_resnet50_fpn` in onnxruntime, as exported by the legacy exporter. Exported files are kept in
 the folder of --files and reused. This takes about 15 minutes.
 
 In float32, onnxruntime and OpenVINO must match 0.995 of the detections of PyTorch (`rcnn.exporting.parity`), or the
-command fails in the end. In bfloat16 scores differ by more than that limit, so no agreement is claimed.
+command fails in the end. In bfloat16 and int8, scores differ by more than that limit, so no agreement is claimed.
+With `ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`, OpenVINO computes as on a CPU without AMX.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,15 +31,22 @@ import torch
 import rcnn
 from export_parity import calm
 from infer_vs_torchvision import SHAPE, torchvision_detector
+from rcnn.data.formats.find import open_dataset
 from rcnn.detector import Detector
-from rcnn.exporting import export
+from rcnn.exporting import export, int8
+from rcnn.exporting.graph_files import save_openvino
 from rcnn.exporting.parity import SHARE, Parity, compare
 from rcnn.images.stream import read_picture
 from rcnn.model.structures import Batch
 from rcnn.presets import build, settings_of
+from rcnn.runtime.by_suffix import files_of
+from rcnn.runtime.graph import entries
+from rcnn.runtime.own_exports import remember
+
+Inputs = Callable[[Detector], Iterable[int8.Inputs]]
 
 
-def runtimes(detector: Detector, folder: Path, name: str) -> dict[str, Detector]:
+def runtimes(detector: Detector, folder: Path, name: str, calibration: Inputs) -> dict[str, Detector]:
     """Return the same detector on every runtime; missing files are written."""
     found = {"eager": detector, "eager bf16": detector.with_settings(["predict.precision=bf16"])}
     for title, suffix in (("onnxruntime", "onnx"), ("OpenVINO", "xml")):
@@ -46,14 +55,23 @@ def runtimes(detector: Detector, folder: Path, name: str) -> dict[str, Detector]
             export.export(detector, file)
         found[title] = rcnn.load(file)
     found["OpenVINO bf16"] = found["OpenVINO"].with_settings(["predict.precision=bf16"])
-    return found
+    file = folder / f"{name}-int8.xml"
+    if not file.exists():
+        model = int8.quantise(folder / f"{name}.xml", calibration(found["OpenVINO"]))
+        save_openvino(model, file, entries(detector))
+        remember(files_of(file))
+    return found | {"OpenVINO int8": rcnn.load(file)}
 
 
 def timed(programs: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each program, run in turn; the first round is not counted."""
+    """Return the CPU seconds of each program; the first round is not counted.
+
+    Programs run in turn, each twice, and the second run counts: in use, too, the caches hold the program's own numbers.
+    """
     times: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(runs + 1):
         for name, program in programs.items():
+            program()
             begun = time.process_time()
             program()
             if number:
@@ -79,7 +97,7 @@ def noted(parities: dict[str, Parity]) -> dict[str, str]:
 
 def disagreeing(title: str, parities: dict[str, Parity]) -> list[str]:
     """Return the runtimes in float32 whose agreement is below the claim."""
-    found = {name: parity for name, parity in parities.items() if not name.endswith("bf16")}
+    found = {name: parity for name, parity in parities.items() if not name.endswith(("bf16", "int8"))}
     lost = {name: one for name, one in found.items() if not (one.detections and one.holds)}
     return [f"{title}, {name} ({one.agreed} of {one.detections} detections)" for name, one in lost.items()]
 
@@ -87,8 +105,10 @@ def disagreeing(title: str, parities: dict[str, Parity]) -> list[str]:
 def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> list[str]:
     """Print times, agreement and AP, and return the runtimes that disagree."""
     detector, name = rcnn.load(weights, device="cpu"), Path(weights).stem
-    found, preprocessor = runtimes(detector, folder, name), detector.preprocessor
-    pictures = [read_picture(path, detector.settings) for path in sorted(data.glob("JPEGImages/*.jpg"))[:shown]]
+    train = open_dataset(data, "train", names=detector.names)
+    found = runtimes(detector, folder, name, lambda exported: int8.Calibration(exported, train))
+    preprocessor, files = detector.preprocessor, sorted(data.glob("JPEGImages/*.jpg"))[:shown]
+    pictures = [read_picture(path, detector.settings) for path in files]
     upright = [picture.swapaxes(0, 1) for picture in pictures]
     square = [picture[:, : picture.shape[0]] for picture in pictures]
     batches = []
@@ -108,7 +128,15 @@ def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> li
     times = timed({runtime: partial(one.runtime.execute, batches[0]) for runtime, one in found.items()}, runs)
     height, width = batches[0].images.shape[2:]
     report(f"{name}, {height} x {width}", times, notes)
+    whole = timed({runtime: partial(predict_alone, one, files) for runtime, one in found.items()}, runs)
+    report(f"{name}, {len(files)} pictures, from file to boxes", whole, {})
     return disagreeing(name, parities)
+
+
+def predict_alone(detector: Detector, files: list[Path]) -> None:
+    """Predict pictures one by one."""
+    for file in files:
+        detector.predict(file)
 
 
 def random_detector(network: str, size: tuple[int, int]) -> Detector:
@@ -129,7 +157,8 @@ def random(network: str, folder: Path, runs: int, size: tuple[int, int]) -> list
     preprocessor = detector.preprocessor
     lying = list(export.made_up(preprocessor))[1]
     batch = preprocessor.collate([preprocessor.resize(lying, size)], [size])
-    found = runtimes(detector, folder, network)
+    inputs = {"images": batch.images.numpy(), "sizes": batch.sizes.numpy()}
+    found = runtimes(detector, folder, network, lambda _: [inputs])
     programs: dict[str, Callable[[], object]] = {
         name: partial(one.runtime.execute, batch) for name, one in found.items()
     }
