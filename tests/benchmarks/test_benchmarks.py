@@ -87,6 +87,13 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         lambda _: ["--busy", "1", "--steps", "4", "--turns", "1", "--side", "64"],
         "threads beside busy processes: ",
     ),
+    "cpu_peers": (
+        lambda d: [
+            *(d.smears, "--weights", d.detector, "--runs", "1", "--pictures", "1", "--images", "0"),
+            *("--only", "rcnn, PyTorch", "torchvision, MobileNetV3-FPN"),
+        ],
+        "| rcnn, PyTorch | 448 x 608 | float32 | ",
+    ),
     "deploy": (
         lambda d: [d.picture, "--runs", "1", "--files", d.exported, "--weights", d.detector],
         "rcnn predict   first line after",
