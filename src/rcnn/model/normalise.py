@@ -71,6 +71,8 @@ class Pixels(nn.Module):
             images = images.flip(1)
         images = images.to(self.mean.dtype).div(255).sub(self.mean).div(self.std)
         height, width = batch.sizes[:, :, None].unbind(1)  # (B, 1) each
-        below = torch.arange(images.shape[2], device=images.device) >= height  # (B, H)
-        beside = torch.arange(images.shape[3], device=images.device) >= width  # (B, W)
-        return images.masked_fill(below[:, None, :, None] | beside[:, None, None, :], 0.0)
+        rows = torch.arange(images.shape[2], device=images.device) < height  # (B, H)
+        columns = torch.arange(images.shape[3], device=images.device) < width  # (B, W)
+        # A product: in exported graphs it is part of the arithmetic above, whereas a mask takes a pass of its own.
+        inside = rows.to(images.dtype)[:, None, :, None] * columns.to(images.dtype)[:, None, None, :]
+        return images * inside
