@@ -136,8 +136,6 @@ def _int8(
     detector: "Detector", target: Path, size: tuple[int, int] | None, data: str, max_drop: float | None
 ) -> dict[str, Any]:
     """Write the entire detector in int8, and report its AP before and after."""
-    from dataclasses import asdict
-
     from rcnn.exporting.int8 import MAX_DROP, cpu_remark, export_int8
 
     screen.note(*filter(None, [cpu_remark()]))
@@ -148,7 +146,7 @@ def _int8(
     if found.in_float:
         screen.say(f"{plural(len(found.in_float), 'convolution')} left in float32: {', '.join(found.in_float)}")
     screen.say(f"next: rcnn predict {shlex.quote(str(target))} IMAGE...")
-    return {"file": target, "bytes": total, "size": size, **asdict(found)}
+    return {"file": target, "bytes": total, "size": size, **found.model_dump()}
 
 
 def _say_written(detector: "Detector", target: Path, size: tuple[int, int] | None) -> int:

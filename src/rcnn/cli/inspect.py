@@ -56,7 +56,8 @@ def examine(path: Path) -> dict[str, Any]:
         document = {"file": path, "bytes": graph.bytes, "tensors": graph.tensors, "parameters": graph.parameters}
         document |= {"types": list(graph.types), **_detector(metadata)}
         exported = {"size": metadata.size, "svd": metadata.settings.predict.svd, "parity": metadata.parity}
-        exported |= {"int8": metadata.int8} if metadata.int8 else {}
+        if metadata.int8:
+            exported |= {"int8": metadata.int8.model_dump(), "scores": str(metadata.int8)}
         return document | {"exported": exported, "text": f"{document['text']}, exported"}
     if path.suffix in (".pkl", ".pickle"):
         tensors = read_pickle(path)
@@ -150,8 +151,9 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
     if exported := document.get("exported"):
         shape = "for {} x {} pixels".format(*exported["size"]) if exported["size"] else "for any size"
         ranks = [f"fully connected layers of rank {_list(exported['svd'])}"] if exported["svd"] else []
-        checks = exported["parity"] | exported.get("int8", {})
-        lines["exported"] = "; ".join([shape, *ranks, *(f"{key} {cell(value)}" for key, value in checks.items())])
+        parity = (f"{key} {cell(value)}" for key, value in exported["parity"].items())
+        int8 = [f"int8: {exported['scores']}"] if "int8" in exported else []
+        lines["exported"] = "; ".join([shape, *ranks, *parity, *int8])
     return lines
 
 

@@ -7,11 +7,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from rcnn.images.batch import Size
 from rcnn.images.storage import Location
 from rcnn.images.stream import read_picture
 from rcnn.runtime import packages
-from rcnn.runtime.graph import entries
+from rcnn.runtime.graph import Quantised, entries
 from rcnn.runtime.openvino import OpenVinoRuntime
 
 MAX_IMAGES, MIN_IMAGES = 300, 20
@@ -58,35 +58,6 @@ Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 def unseen(title: str) -> AbstractContextManager[Callable[[int, int], None]]:
     """Show no progress."""
     return nullcontext(lambda done, total: None)
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """The scores of a detector and of its int8 file.
-
-    Attributes:
-        metric: `ap`, or `proposal_ar300` for a region proposal network alone.
-        float32, int8: its value on the validation images for the detector and for the file.
-        scored: number of validation images.
-        calibrated: number of training images from which ranges were taken.
-        in_float: names of the convolutions that were left in float32.
-    """
-
-    metric: str
-    float32: float
-    int8: float
-    scored: int
-    calibrated: int
-    in_float: tuple[str, ...] = ()
-
-    @property
-    def drop(self) -> float:
-        """How much lower the score of the file is."""
-        return self.float32 - self.int8
-
-    def __str__(self) -> str:
-        images = plural(self.scored, "validation image")
-        return f"{self.metric} is {self.int8:.4f} instead of {self.float32:.4f} on {images}"
 
 
 def export_int8(
@@ -148,7 +119,14 @@ def export_int8(
         for attempt in (1, 2):
             save_openvino(quantise(plain, calibration, in_float), trial, entries(detector, size))
             after = score(opened(detector, trial), val, "scoring int8", progress)
-            found = Quantised(metric_of(detector), before, after, len(val), len(calibration), in_float)
+            found = Quantised(
+                metric=metric_of(detector),
+                float32=before,
+                int8=after,
+                scored=len(val),
+                calibrated=len(calibration),
+                in_float=in_float,
+            )
             if found.drop <= max_drop:
                 break
             if attempt == 1:
@@ -163,7 +141,7 @@ def export_int8(
         final = Path(folder, "final")
         final.mkdir()
         model = packages.openvino_core().read_model(trial)
-        save_openvino(model, final / path.name, entries(detector, size, int8=asdict(found)))
+        save_openvino(model, final / path.name, entries(detector, size, int8=found))
         publish(final, path)
     return found
 
@@ -199,10 +177,7 @@ def check_images(train: Dataset, val: Dataset) -> None:
 def cpu_remark() -> str | None:
     """Return a sentence about int8 on this CPU, if there is something to know."""
     if torch.cpu._is_amx_tile_supported():
-        return (
-            "this CPU has AMX: predict.precision=bf16 on the file without --int8 is nearly as fast, and loses less "
-            "accuracy"
-        )
+        return "this CPU has AMX: without --int8, predict.precision=bf16 is nearly as fast here, and needs no data"
     if platform.machine().lower() in ("x86_64", "amd64") and not torch.cpu._is_vnni_supported():
         return "this CPU has no instructions for int8 (VNNI): the file runs here, but may not be faster than float32"
     return None
@@ -235,7 +210,7 @@ class Calibration(Iterable[Inputs]):
                 advance(done, len(self))
 
 
-def metric_of(detector: Detector) -> str:
+def metric_of(detector: Detector) -> Literal["ap", "proposal_ar300"]:
     """Return the metric that decides: AP, or AR@300 for a region proposal network alone."""
     return "ap" if detector.settings.predicts_classes else "proposal_ar300"
 

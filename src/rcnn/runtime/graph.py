@@ -12,16 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from rcnn.config import MAX_SIDE, NETWORK_SECTIONS, Predict, Settings, changed_keys, override, shorten
+from rcnn.config import MAX_SIDE, NETWORK_SECTIONS, Predict, Section, Settings, changed_keys, override, shorten
 from rcnn.config.files import check_regular
-from rcnn.errors import SettingsError, WeightsError
+from rcnn.errors import SettingsError, WeightsError, plural
 from rcnn.images.batch import Size
 from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import AnyBatch, Detections, NormalisedBatch, Pass, Proposals
@@ -60,20 +60,50 @@ NAMES = {"images", "sizes", *PROPOSED, *DETECTED}
 """Names of all inputs and outputs."""
 
 
+class Quantised(Section):
+    """The scores of a detector and of its int8 file.
+
+    Attributes:
+        metric: `ap`, or `proposal_ar300` for a region proposal network alone.
+        float32, int8: its value on the validation images for the detector and for the file.
+        scored: number of validation images.
+        calibrated: number of training images from which the ranges of activations were taken.
+        in_float: names of the convolutions that were left in float32.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    metric: Literal["ap", "proposal_ar300"]
+    float32: float
+    int8: float
+    scored: int
+    calibrated: int
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def drop(self) -> float:
+        """How much lower the score of the file is."""
+        return self.float32 - self.int8
+
+    def __str__(self) -> str:
+        images = plural(self.scored, "validation image")
+        return f"{self.metric} is {self.int8:.4f} instead of {self.float32:.4f} on {images}"
+
+
 class FileMetadata(Metadata):
     """Our entry in an exported file: the metadata of the detector and of the export.
 
     Attributes:
         size: (height, width) of all images, padding included; None: any multiples of `preprocess.multiple`.
         parity: result of the comparison with the original detector.
-        int8: scores of the original detector and of this file, if it is in int8.
+        int8: scores of the original detector and of this file; None if it is not in int8.
     """
 
     format_error: ClassVar[str] = "holds a graph, but not a detector of this version of rcnn"
 
     size: tuple[Side, Side] | None = None
     parity: dict[str, Any] = Field(default_factory=dict)
-    int8: dict[str, Any] = Field(default_factory=dict)
+    int8: Quantised | None = None
 
     @model_validator(mode="after")
     def _size_fits(self) -> Self:
@@ -87,7 +117,7 @@ def entries(
     detector: Described,
     size: Size | None = None,
     parity: Mapping[str, Any] | None = None,
-    int8: Mapping[str, Any] | None = None,
+    int8: Quantised | None = None,
 ) -> dict[str, str]:
     """Return the metadata entries that an export writes, as name -> text.
 
@@ -102,7 +132,8 @@ def entries(
         graph of any size the shorter side and the longer at most), `stride` (sides are multiples of it) and `task`.
     """
     preprocess = detector.settings.preprocess
-    ours = {**entry_of(detector), "interface": INTERFACE, "size": size, "parity": parity or {}, "int8": int8 or {}}
+    ours = {**entry_of(detector), "interface": INTERFACE, "size": size, "parity": parity or {}}
+    ours |= {"int8": int8.model_dump()} if int8 else {}
     return {
         ENTRY: json.dumps(ours, sort_keys=True, allow_nan=False),
         "names": json.dumps(dict(enumerate(detector.names))),
