@@ -123,7 +123,7 @@ def torchvision_train(peer: Peer, data: dict[str, str], epochs: int, out: str) -
     import torch
     from torchvision.io import decode_image
 
-    document = json.loads(Path(data["coco"], "annotations/instances_train.json").read_text())
+    document = json.loads(Path(data["coco"], "annotations/train.json").read_text())
     images = {image["id"]: image["file_name"] for image in document["images"]}
     by_image: dict[int, list[dict[str, Any]]] = {number: [] for number in images}
     for box in document["annotations"]:
@@ -135,7 +135,7 @@ def torchvision_train(peer: Peer, data: dict[str, str], epochs: int, out: str) -
         for start in range(0, len(order), 4):
             pictures, targets = [], []
             for number in (list(images)[place] for place in order[start : start + 4]):
-                pictures.append(decode_image(str(Path(data["coco"], "images/train", images[number]))).float() / 255)
+                pictures.append(decode_image(str(Path(data["coco"], "images", images[number]))).float() / 255)
                 rows = by_image[number]
                 corners = [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in rows)]
                 targets.append(
@@ -289,10 +289,10 @@ def write_data(data: str, count: int, folder: Path) -> dict[str, str]:
     for split, name in (("train", "train"), ("val", "valid"), ("val", "test")):
         target = folder / "roboflow" / name
         target.mkdir(parents=True)
-        document = json.loads((folder / f"coco/annotations/instances_{split}.json").read_text())
+        document = json.loads((folder / f"coco/annotations/{split}.json").read_text())
         (target / "_annotations.coco.json").write_text(json.dumps(document))
         for image in document["images"]:
-            (target / image["file_name"]).symlink_to(folder.absolute() / "coco/images" / split / image["file_name"])
+            (target / image["file_name"]).symlink_to(folder.absolute() / "coco/images" / image["file_name"])
     return {
         "coco": str(folder / "coco"),
         "yolo": str(folder / "yolo" / "data.yaml"),
@@ -326,10 +326,9 @@ def main(words: list[str] | None = None) -> None:
             export(options.weights, options.data, folder)
         foreign = any(peer.kind not in ("rcnn", "torchvision") for peer in rows.values())
         python = environment(options.env) if foreign else Path(sys.executable)
+        data = write_data(options.data, options.images, Path(temporary)) if options.images else {}
         predict = predictions(rows, python, options)
-        train = (
-            trainings(rows, python, write_data(options.data, options.images, Path(temporary))) if options.images else {}
-        )
+        train = trainings(rows, python, data) if data else {}
     print("\n| detector | size | prediction | CPU ms per picture | weights | training, CPU s per image | licence |")
     print("|---|---|---|---|---|---|---|")
     for name, peer in rows.items():
@@ -354,7 +353,9 @@ def predictions(rows: dict[str, Peer], python: Path, options: argparse.Namespace
             times[name].append(worker.ask() / len(pictures))  # the second time, with its own numbers in the caches
     for worker in workers.values():
         worker.process.kill()
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    print("\n".join(f"{name}: {1000 * seconds:.1f} ms" for name, seconds in medians.items()), flush=True)
+    return medians
 
 
 def trainings(rows: dict[str, Peer], python: Path, data: dict[str, str]) -> dict[str, float]:
