@@ -91,10 +91,8 @@ def rcnn_predictor(peer: Peer) -> Callable[[str], object]:
 def rcnn_train(peer: Peer, data: dict[str, str], epochs: int, out: str) -> None:
     import rcnn
 
-    changes = ("val.every=1000", "train.amp=off")
-    rcnn.train(
-        data["coco"], epochs=epochs, init="none", runs=out, workers=0, device="cpu", quiet=True, overrides=changes
-    )
+    options = {"init": "none", "workers": 0, "device": "cpu", "quiet": True, "overrides": ("val.every=1000",)}
+    rcnn.train(data["coco"], epochs=epochs, runs=out, **options)
 
 
 def torchvision_network(peer: Peer, classes: int = 91) -> Any:
