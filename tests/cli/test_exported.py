@@ -51,6 +51,7 @@ def test_commands_that_need_the_network_refuse_the_file(run: Run, exported: Path
         (2, ("why", exported, data), "only detects and proposes"),
         (2, ("explain", exported, picture), "only detects and proposes"),
         (2, ("export", exported), "only detects and proposes"),
+        (2, ("export", exported, "--int8", "--data", data, "--out", "int8.xml"), "only detects and proposes"),
         (2, ("anchors", data, "--model", exported), "only detects and proposes"),
         (2, ("predict", exported, picture, "--proposals", "selective-search"), "uses only its own proposals"),
         (2, ("val", exported, data, "--proposals", "selective-search"), "uses only its own proposals"),

@@ -93,9 +93,7 @@ def export_int8(
             training images.
         ExportError: the score falls by more than `max_drop`, or the detector finds next to nothing.
     """
-    path = check_int8(path, max_drop)
-    check_size(size, detector.settings.preprocess.multiple)
-    packages.nncf()  # raises before long work starts
+    path = check_int8(detector, path, max_drop, size)
     with progress("reading images") as advance:
         train, val = open_several(data, ("train", "val"), detector.settings, detector.names, progress=advance)
     check_images(train, val)
@@ -146,16 +144,18 @@ def export_int8(
     return found
 
 
-def check_int8(path: str | Path, max_drop: float) -> Path:
-    """Return the path of a new int8 file, after checking it.
+def check_int8(detector: Detector, path: str | Path, max_drop: float, size: Size | None) -> Path:
+    """Return the path of a new int8 file, after checking the arguments of `export_int8`, before long work starts.
 
     Raises:
-        SettingsError: as for `export_int8`.
+        SettingsError, UnavailableError: as for `export_int8`.
     """
     path = Path(path)
     if path.suffix != ".xml":
         raise SettingsError(f"{path}: int8 is for OpenVINO: the name must end in .xml")
     check_number("max_drop", max_drop, 0, 1)
+    check_size(size, detector.network.model.settings.preprocess.multiple)
+    packages.nncf()
     return check_new(path)
 
 
