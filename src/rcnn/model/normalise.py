@@ -73,6 +73,5 @@ class Pixels(nn.Module):
         height, width = batch.sizes[:, :, None].unbind(1)  # (B, 1) each
         rows = torch.arange(images.shape[2], device=images.device) < height  # (B, H)
         columns = torch.arange(images.shape[3], device=images.device) < width  # (B, W)
-        # A product: in exported graphs it is part of the arithmetic above, whereas a mask takes a pass of its own.
-        inside = rows.to(images.dtype)[:, None, :, None] * columns.to(images.dtype)[:, None, None, :]
-        return images * inside
+        # Products: in exported graphs they are part of the arithmetic above, whereas a mask takes a pass of its own.
+        return images * rows[:, None, :, None] * columns[:, None, None, :]
