@@ -57,11 +57,13 @@ def test_runtimes_are_measured_scored_and_compared(
 
 def test_bf16_is_compared_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = {}
+    monkeypatch.setattr(benchmark, "_is_int8", lambda path: path.stem == "int8")
     for has_bf16 in (True, False):
         monkeypatch.setattr(benchmark, "has_bf16", lambda device, answer=has_bf16: answer)
-        found = benchmark._programs(Path("w"), [Path("a.onnx"), Path("a.xml")])
+        found = benchmark._programs(Path("w"), [Path("a.onnx"), Path("a.xml"), Path("int8.xml")])
         programs[has_bf16] = [(program.name, program.precision) for program in found]
-    assert programs[False] == [("eager", "float32"), ("a.onnx", "float32"), ("a.xml", "float32")]
+    files = [("a.onnx", "float32"), ("a.xml", "float32"), ("int8.xml", "float32")]
+    assert programs[False] == [("eager", "float32"), *files]
     assert set(programs[True]) - set(programs[False]) == {("eager", "bf16"), ("a.xml", "bf16")}
     assert programs[True][0] == programs[False][0]
 

@@ -140,7 +140,7 @@ def benchmark(
                 with progress(f"AP: {program.name} {program.precision}") as report:
                     scores = evaluate(source, dataset, losses=False, progress=report)
                 ap, ap50 = scores.ap, scores.ap50
-            precision = "int8" if exported and contents(program.path).metadata.int8 else program.precision
+            precision = "int8" if exported and _is_int8(program.path) else program.precision
             rows.append(RuntimeResult(program.name, precision, size_of_files, cost, share, ap, ap50))
     return rows
 
@@ -188,8 +188,12 @@ def _programs(weights: Path, files: Sequence[Path]) -> list[Program]:
         Program(path.name, path, precision)
         for path in files
         for precision in precisions
-        if precision == "float32" or (precision in runtime_of(path).precisions and not contents(path).metadata.int8)
+        if precision == "float32" or (precision in runtime_of(path).precisions and not _is_int8(path))
     ]
+
+
+def _is_int8(path: Path) -> bool:
+    return contents(path).metadata.int8 is not None
 
 
 def _runtime(program: Program) -> Runtime:
