@@ -4,8 +4,9 @@
         [--weights blood-cells] [--pictures 8] [--network resnet50-fpn] [--size 800 1088]
 
 Prints medians of the CPU time of one thread, and the median ratio to float32 in PyTorch, run by run. `blood-cells`
-predicts pictures of BCCD, and is compared on them in landscape, in portrait and cut square, in batches of 1, 2 and 4;
-then it is timed from the files of the pictures to the boxes. Its int8 file is calibrated on BCCD's training images.
+predicts pictures of BCCD, one by one, and is compared on them in landscape, in portrait and cut square, in batches of
+1, 2 and 4; then it is timed from the files of the pictures to the boxes. Its int8 file is calibrated on BCCD's training
+images.
 `resnet50-fpn`, with random weights that are scaled until the boxes differ, predicts one of 800 x 1088, and so does
 torchvision's `fasterrcnn_resnet50_fpn` in onnxruntime, as exported by the legacy exporter. Exported files are kept in
 the folder of --files and reused. This takes about 15 minutes.
@@ -64,14 +65,10 @@ def runtimes(detector: Detector, folder: Path, name: str, calibration: Inputs) -
 
 
 def timed(programs: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each program; the first round is not counted.
-
-    Programs run in turn, each twice, and the second run counts: in use, too, the caches hold the program's own numbers.
-    """
+    """Return the CPU seconds of each program, run in turn; the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(runs + 1):
         for name, program in programs.items():
-            program()
             begun = time.process_time()
             program()
             if number:
@@ -125,12 +122,20 @@ def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> li
     for runtime, one in found.items():
         scores = rcnn.val(one, data, split="test", losses=False)
         notes[runtime] += f"; AP {scores.ap:.4f}, AP50 {scores.ap50:.4f} on the test images"
-    times = timed({runtime: partial(one.runtime.execute, batches[0]) for runtime, one in found.items()}, runs)
+    # Several pictures in each turn, so that the caches hold the numbers of one program, as in use.
+    alone = [preprocessor.collate([preprocessor.resize(one)], [one.shape[:2]]) for one in pictures]
+    times = timed({runtime: partial(execute_all, one, alone) for runtime, one in found.items()}, runs)
     height, width = batches[0].images.shape[2:]
-    report(f"{name}, {height} x {width}", times, notes)
+    report(f"{name}, {len(alone)} pictures of {height} x {width}", times, notes)
     whole = timed({runtime: partial(predict_alone, one, files) for runtime, one in found.items()}, runs)
     report(f"{name}, {len(files)} pictures, from file to boxes", whole, {})
     return disagreeing(name, parities)
+
+
+def execute_all(detector: Detector, batches: list[Batch]) -> None:
+    """Run batches through the network."""
+    for batch in batches:
+        detector.runtime.execute(batch)
 
 
 def predict_alone(detector: Detector, files: list[Path]) -> None:
