@@ -1,7 +1,7 @@
 """CPU time of predictions and of training steps, of this package and of other detectors, on one thread and in one run.
 
     python benchmarks/cpu_peers.py DATA [--env runs/peers] [--runs 5] [--pictures 8] [--images 32] [--only NAME ...]
-        [--weights blood-cells] [--train | --predict]
+        [--weights blood-cells] [--files FOLDER]
 
 DATA is a data set in any format; --weights was trained on its classes. It needs the extras onnx and int8. The packages
 of other detectors are installed with pip into an environment of their own, --env: ultralytics is under AGPL, and this
@@ -37,7 +37,7 @@ class Peer(NamedTuple):
     """A row of the table.
 
     Attributes:
-        kind: which class loads it.
+        kind: key of `WORK`, the functions that predict and train.
         source: what is loaded: a weights file, or the name of a network.
         size: of the images in the network.
         precision: of the prediction.
@@ -224,8 +224,10 @@ class Worker:
         if peer.kind not in ("rcnn", "torchvision"):
             environment.pop("PYTHONPATH", None)
             environment["YOLO_CONFIG_DIR"] = str(python.parents[1])
+        # A pipe would fill up during long trainings.
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - open as long as the process
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
 
     def read(self) -> str:
@@ -238,8 +240,8 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith("#"):
                 return line[1:].strip()
-        assert self.process.stderr is not None
-        raise RuntimeError(self.process.stderr.read().strip()[-2000:])
+        self.errors.seek(0)
+        raise RuntimeError(self.errors.read().strip()[-2000:])
 
     def ask(self) -> float:
         """Have it predict all pictures; return the CPU seconds."""
@@ -313,6 +315,8 @@ def main(words: list[str] | None = None) -> None:
     if options.work:
         work(json.loads(options.work))
         return
+    if options.data is None:
+        parser.error("DATA is missing")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.files or Path(temporary, "files")
         rows = peers(folder.absolute(), options.weights)
