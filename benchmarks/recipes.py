@@ -68,6 +68,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "lr-4e-3": ("train.lr=0.004",),
     "box-weight-2": ("roi.box_weight=2",),
     "iou-0.6": ("roi.positive_iou=0.6", "roi.negative_iou=[0,0.6]"),
+    "cascade-giou": ("roi.stages=3", "roi.box_loss=giou", "roi.box_weight=5"),
+    "cascade-four": ("roi.stages=3", "roi.levels=[2,3,4,5]"),
+    "cascade-lr-4e-3": ("roi.stages=3", "train.lr=0.004"),
+    "cascade-batch-2": ("roi.stages=3", "train.batch=2"),
 }
 """Name -> changes of the default settings."""
 HELD_OUT = 0.15

@@ -3,12 +3,11 @@
 import gc
 import json
 import math
-import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,17 +17,10 @@ from rcnn.config import Data
 from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, listed, relative_name, unknown_class
-from rcnn.data.formats.folders import (
-    FOREIGN_ADDRESS,
-    Folder,
-    cached_folders,
-    copy_images,
-    ends_of,
-    root_of,
-    write_text,
-)
+from rcnn.data.formats.folders import copy_images, root_of, write_text
+from rcnn.data.formats.named_images import NamedImages
 from rcnn.errors import DataError
-from rcnn.images.storage import Location, is_address, name_below, normal, read_ends, read_text, shown
+from rcnn.images.storage import Location, is_address, normal, read_ends, read_text, shown
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "notes.json")  # Label Studio's
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
@@ -206,15 +198,14 @@ class _File:
         """Return images by id."""
         drafts: dict[Any, Draft] = {}
         by_name: dict[str, Draft] = {}
-        finder = _ImageFinder(self.path, self.layout)
+        images = NamedImages(self.layout, _places(self.path, self.layout.root))
         for where, item in self._objects("images", items):
             number, file_name = item.get("id"), item.get("file_name")
             if not _is_id(number) or not isinstance(file_name, str) or not file_name:
                 self.reading.fault(where, "an image needs an id and a file_name")
                 continue
-            file_name = shown(file_name) if is_address(file_name) else file_name
-            draft = Draft(file_name, number, None, source=where)
-            finder.find(file_name, draft)
+            draft = Draft(shown(file_name) if is_address(file_name) else file_name, number, None, source=where)
+            images.find(draft, where, file_name)
             if number in drafts:
                 reason = f"two images with the id {number}: `{drafts[number].name}` and `{draft.name}`"
                 drafts[number].fault(where, reason)
@@ -262,6 +253,15 @@ class _File:
             draft.add(where, labels.get(name or ""), _floats(box), ignore=bool(crowd or left_out))
 
 
+def _places(json_file: Location, root: Location) -> list[Location]:
+    """Return the folders in which COCO sets keep the images of a json file."""
+    word = re.sub(r"^instances_", "", json_file.stem)
+    inner = [".", word, f"{word}2017", f"{word}2014", "images", f"images/{word}", f"images/{word}2017"]
+    inner += [f"images/{_split_of(word)}", _split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
+    places = dict.fromkeys(normal(base / name) for base in dict.fromkeys((json_file.parent, root)) for name in inner)
+    return [place for place in places if place.is_dir()]
+
+
 def _floats(box: list[float]) -> Sequence[float]:
     """Return the numbers as floats; integers that are too large for a float become infinite."""
     try:
@@ -274,55 +274,6 @@ def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Convert (n, 4) x, y, width, height to (n, 4) xyxy and (n,) bool: which boxes have no size."""
     corner, size = numbers[:, :2], numbers[:, 2:]
     return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
-
-
-class _ImageFinder:
-    """Finds images by their file_name in the places where COCO sets keep them."""
-
-    def __init__(self, json_file: Location, layout: Layout) -> None:
-        self._root = root = layout.root
-        self._folders, self._folder = cached_folders(layout.home or root), cache(self._find_folder)
-        word = re.sub(r"^instances_", "", json_file.stem)
-        here = json_file.parent
-        inner = [".", word, f"{word}2017", f"{word}2014", "images", f"images/{word}", f"images/{word}2017"]
-        inner += [f"images/{_split_of(word)}", _split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
-        places = dict.fromkeys(normal(base / name) for base in dict.fromkeys((here, root)) for name in inner)
-        self.places = [place for place in places if place.is_dir()]
-
-    def find(self, file_name: str, draft: Draft) -> None:
-        """Set the path and name of the draft, or add a fault if its image is missing."""
-        name = name_below(file_name, self._root).replace("\\", "/")
-        above, base = os.path.split(os.path.normpath(name))
-        fits: tuple[Location, str, list[str]] | None = None
-        inner_folders = (above, *(str(end.parent) for end in ends_of(name)))
-        for inner, place in [(inner, place) for inner in inner_folders for place in self.places]:
-            names = self._folder(place, inner)[0].find(base)
-            if base in names:
-                fits = place, inner, names
-                self.places.sort(key=lambda other: other != place)  # look for the next image here first
-                break
-            fits = fits or ((place, inner, names) if names else None)
-        if fits is None:
-            near = (self._folder(place, above)[0].near(base) for place in self.places)
-            tried = ", ".join(map(str, self.places)) + next(filter(None, near), "")
-            missing = f"is missing; looked in {tried}" if not is_address(file_name) else FOREIGN_ADDRESS
-            draft.fault(draft.source, f"image `{file_name}` {missing}")
-            return
-        place, above, names = fits
-        if len(names) > 1:
-            draft.fault(draft.source, f"image `{file_name}` is missing; several differ from it in case: {names}")
-            return
-        if names[0] != base:
-            reason = f"names differ in case, taken to be the same: {base}, {names[0]}"
-            draft.fault(draft.source, reason, "mendable")
-        folder, from_root = self._folder(place, above)
-        draft.path = folder.path / names[0]
-        draft.name = names[0] if from_root == "." else f"{from_root}/{names[0]}"
-
-    def _find_folder(self, place: Location, above: str) -> tuple[Folder, str]:
-        """Return a folder below a place, and its path from the root; cached, as every image in it needs both."""
-        path = normal(place / above)
-        return self._folders(path), relative_name(path, self._root)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

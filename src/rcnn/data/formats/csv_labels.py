@@ -12,19 +12,11 @@ from rcnn.config import Data
 from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import (
-    FOREIGN_ADDRESS,
-    Folder,
-    Folders,
-    cached_folders,
-    copy_images,
-    lost_classes,
-    root_of,
-    write_text,
-)
+from rcnn.data.formats.folders import Folder, Folders, cached_folders, copy_images, lost_classes, root_of, write_text
+from rcnn.data.formats.named_images import NamedImages, usual_places
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image
-from rcnn.images.storage import Location, is_address, name_below, read_start, read_text, shown, stored
+from rcnn.images.storage import Location, read_start, read_text
 
 MAX_CSV_BYTES = 256 * MB
 """Maximum size of a table, bytes."""
@@ -42,7 +34,6 @@ GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")
 NEEDED = ("filename", "class", "xmin", "ymin", "xmax", "ymax")
 _HEAD_BYTES = 4096
 _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}
-_IMAGE_FOLDERS = (".", "images", "Images", "imgs", "JPEGImages")
 
 
 def find(path: Location) -> Layout | None:
@@ -110,7 +101,7 @@ def _split_of(stem: str) -> str:
 def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images that tables name. Without `names`, the classes are those that occur, sorted."""
     tables = _Tables(layout, Reading(_corners), cached_folders(layout.home or layout.root))
-    rows = [(tables.draft(*row), *row) for source in sources for row in tables.rows(source)]
+    rows = [(tables.draft(source, *row), *row) for source in sources for row in tables.rows(source)]
     reading = tables.reading
     drafts = reading.drafts = list(tables.drafts.values())
     if drafts and not any(draft.path for draft in drafts):
@@ -135,6 +126,7 @@ class _Tables:
         drafts: by their own names.
         known: by the names that the tables use.
         unlisted: names of images next to a table that are not in it.
+        images: finds the images of the tables in a folder.
     """
 
     layout: Layout
@@ -143,7 +135,7 @@ class _Tables:
     drafts: dict[str, Draft] = field(default_factory=dict)
     known: dict[str, Draft] = field(default_factory=dict)
     unlisted: set[str] = field(default_factory=set)
-    _places: dict[Location, list[Location]] = field(default_factory=dict)
+    images: dict[Location, NamedImages] = field(default_factory=dict)
 
     def rows(self, source: Location) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield the place, `file:line`, and the cells by column of each row; rows that can't be read become faults.
@@ -172,49 +164,22 @@ class _Tables:
                     self.reading.fault(where, f"{mismatch}: {', '.join(cells):.200}")
         except csv.Error as error:
             self.reading.fault(f"{source}:{reader.line_num}", f"malformed csv: {error}")
-        images = {name for name in self.folders(source.parent).names if is_image(name)}
+        beside = {name for name in self.folders(source.parent).names if is_image(name)}
         if sum(source.parent == other.parent for files in self.layout.lists.values() for other in files) == 1:
-            self.unlisted |= images - {draft.path.name for draft in self.drafts.values() if draft.path}
+            self.unlisted |= beside - {draft.path.name for draft in self.drafts.values() if draft.path}
 
-    def draft(self, where: str, cells: Mapping[str, str]) -> Draft:
-        """Return the image of a row. It is searched for only once."""
+    def draft(self, source: Location, where: str, cells: Mapping[str, str]) -> Draft:
+        """Return the image of a row of a table. It is searched for only once."""
         name = cells["filename"]
         if name not in self.known:
-            draft = self._find(name, where)
+            draft = Draft(name or "?", name or "?", None)
+            if source.parent not in self.images:
+                places = usual_places(source.parent, self.layout.root)
+                self.images[source.parent] = NamedImages(self.layout, places)
+            self.images[source.parent].find(draft, where, name)
+            draft.id = draft.path.stem if draft.path else draft.id
             self.known[name] = self.drafts.setdefault(draft.name, draft)  # its path may be written in two ways
         return self.known[name]
-
-    def _image_folders(self, table: Location) -> list[Location]:
-        """Return the folders in which images of a table in the folder `table` may be."""
-        if table not in self._places:
-            places = [place / inner for place in dict.fromkeys((table, self.layout.root)) for inner in _IMAGE_FOLDERS]
-            places += [table.parent / inner for inner in _IMAGE_FOLDERS[1:]]
-            self._places[table] = [place for place in dict.fromkeys(places) if place.is_dir()]
-        return self._places[table]
-
-    def _find(self, name: str, where: str) -> Draft:
-        """Find an image by its name below the usual folders, or else by the last part of its path."""
-        below = name_below(name, self.layout.root)
-        foreign = is_address(below)
-        name = shown(below) if foreign else below
-        base = name.replace("\\", "/").rsplit("/", 1)[-1]
-        table = stored(where.rpartition(":")[0]).parent
-        tried = self._image_folders(table)
-        for place, relative in [*((place, Path(name)) for place in tried), *((place, Path(base)) for place in tried)]:
-            folder = self.folders((place / relative).parent)
-            names = folder.find(relative.name)
-            if len(names) == 1:
-                path = folder.path / names[0]
-                draft = Draft(relative_name(path, self.layout.root), path.stem, path)
-                if names[0] != relative.name:
-                    reason = f"names differ in case, taken to be the same: {relative.name}, {names[0]}"
-                    draft.fault(where, reason, "mendable")
-                return draft
-        draft = Draft(name or "?", name or "?", None)
-        near = next(filter(None, (self.folders(place).near(base) for place in tried)), "")
-        missing = FOREIGN_ADDRESS if foreign else f"is missing; looked in {', '.join(map(str, tried))}{near}"
-        draft.fault(where, f"image `{name:.300}` {missing}")
-        return draft
 
 
 def _checked(header: list[str], where: str) -> list[str]:

@@ -17,7 +17,7 @@ from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault, Record, Records
 from rcnn.data.formats.folders import root_of
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
-from rcnn.errors import ImageError
+from rcnn.errors import ImageError, plural
 from rcnn.images.storage import Location, RemotePath
 
 MIN_IMAGE_SIDE = 16
@@ -151,6 +151,8 @@ class Reading:
         faults: faults that concern no single image, of which `fault` adds at most `MAX_FAULTS`.
         more: number of the other faults.
         notes: remarks for the user.
+        enclosed: number of shapes of each kind that were read as the boxes that enclose them.
+        left_out: number of shapes of each kind that no box can be made of, such as points.
     """
 
     corners: Corners
@@ -162,6 +164,26 @@ class Reading:
     faults: list[Fault] = field(default_factory=list)
     more: int = 0
     notes: list[str] = field(default_factory=list)
+    enclosed: "Counter[str]" = field(default_factory=Counter)
+    left_out: "Counter[str]" = field(default_factory=Counter)
+
+    def enclose(self, kind: str, points: Sequence[float]) -> list[float]:
+        """Return the x1, y1, x2, y2 of the box that encloses a shape, which is counted.
+
+        Args:
+            kind: of the shape, a noun in the singular, such as `polygon`.
+            points: x, y, x, y, ... of at least one point.
+        """
+        self.enclosed[kind] += 1
+        return [min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])]
+
+    def all_notes(self) -> tuple[str, ...]:
+        """Return the notes, with those on the shapes that are not boxes."""
+        enclosed = ", ".join(plural(count, kind) for kind, count in self.enclosed.items())
+        left_out = ", ".join(plural(count, kind) for kind, count in self.left_out.items())
+        notes = [f"read as the boxes that enclose them: {enclosed}"] if enclosed else []
+        notes += [f"left out, since no box encloses them: {left_out}"] if left_out else []
+        return (*self.notes, *notes)
 
     def fault(self, where: str | Location, reason: str) -> None:
         """Add a fatal fault that concerns no single image."""
@@ -243,7 +265,7 @@ def finish(
         category_ids=reading.category_ids,
         records=Records(records),
         faults=(*reading.faults, *faults),
-        notes=tuple(reading.notes),
+        notes=reading.all_notes(),
     )
 
 
