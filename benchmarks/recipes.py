@@ -61,7 +61,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "roi-ciou": ("roi.box_loss=ciou", "roi.box_weight=5"),
     "rpn-giou": ("rpn.box_loss=giou", "rpn.lambda=5"),
     "roi-l1": ("roi.beta=0",),
-    "four-levels": ("roi.levels=[2,3,4,5]",),
     "wide-scales": ("augment.scale=[0.6,1.67]",),
     "more-rois": ("roi.samples=256",),
     "batch-2": ("train.batch=2",),
@@ -69,7 +68,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "box-weight-2": ("roi.box_weight=2",),
     "iou-0.6": ("roi.positive_iou=0.6", "roi.negative_iou=[0,0.6]"),
     "cascade-giou": ("roi.stages=3", "roi.box_loss=giou", "roi.box_weight=5"),
-    "cascade-four": ("roi.stages=3", "roi.levels=[2,3,4,5]"),
     "cascade-lr-4e-3": ("roi.stages=3", "train.lr=0.004"),
     "cascade-batch-2": ("roi.stages=3", "train.batch=2"),
 }

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from rcnn.config import override
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_dataset
 from rcnn.data.synthetic import synthesise
+from rcnn.presets import settings_of
+from rcnn.training.configure import DEFAULT_MODEL
 from tests.benchmarks.test_benchmarks import module
 
 SIZES = {"train": 20, "val": 4, "test": 6}
@@ -81,3 +84,9 @@ def test_the_page_has_the_numbers_of_the_results(script: Any) -> None:
     for row in rows:
         cells = (f"{row[key]:.3f}" for key in ("val_ap", "val_ap50", "val_ap75"))
         assert f"| {row['steps']} | {' | '.join(cells)} |" in page, row
+
+
+def test_every_recipe_changes_settings_that_exist(script: Any) -> None:
+    default = settings_of(DEFAULT_MODEL)
+    for name, changes in script.RECIPES.items():
+        assert (override(default, changes) == default) == (name == "default"), name
