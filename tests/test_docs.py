@@ -86,6 +86,7 @@ def allowed(field: dict[str, Any]) -> str:
     if field["type"] == "array":
         return f"{len(field['prefixItems'])} numbers" if "prefixItems" in field else "list"
     plain = {"string": "text", "boolean": "`true`, `false`", "null": "`null`", "integer": "integer", "number": "number"}
+    plain |= {"object": "mapping"}
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {field[key]}" for key, sign in signs.items() if key in field]
     return " ".join([plain[field["type"]], ", ".join(limits)]).strip()

@@ -242,7 +242,7 @@ def open_sources(
             opened.append(open_source(source))
             bases += [base_of(source)] * isinstance(opened[-1], FileList)
             continue
-        lenient = settings.model_copy(update={"on_fault": "skip"})  # labels are not needed here
+        lenient = settings.model_copy(update={"on_fault": "skip", "classes": None})  # labels are not needed here
         dataset = open_dataset(source, split or "all", lenient, decode=False)
         screen.note(*dataset.notes)
         if dataset.format == "coco":

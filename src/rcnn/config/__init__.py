@@ -384,11 +384,12 @@ def changed_keys(old: Settings, new: Settings, sections: Collection[str]) -> lis
 
 
 def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply `changes` to `tree`: dictionaries are merged, everything else is replaced."""
+    """Apply `changes` to `tree`: sections are merged, and settings are replaced, also those that are mappings."""
     merged = dict(tree)
-    for key, value in changes.items():
-        below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+    for section, values in changes.items():
+        before = merged.get(section)
+        both = isinstance(values, Mapping) and isinstance(before, Mapping)
+        merged[section] = {**before, **values} if both else values
     return merged
 
 

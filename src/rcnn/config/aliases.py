@@ -29,6 +29,8 @@ ALIASES = {
 """Name -> the setting with the same meaning and values."""
 
 SUGGESTIONS = {
+    "classes": "data.classes",
+    "single_cls": "data.classes",
     "callbacks": "recorders=[...]` of `rcnn.train",
     "hooks": "recorders=[...]` of `rcnn.train",
     "loggers": "recorders=[...]` of `rcnn.train",

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rcnn.config.classes import Classes
 from rcnn.config.network import Fraction, NonNegative, Number, Pixels, Positive, Section
 
 Span = tuple[Positive, Positive]
@@ -20,6 +21,8 @@ class Data(Section):
     """Name of the list to train on, such as trainval."""
     val: str = "val"
     """Name of the list to validate on."""
+    classes: Classes | None = None
+    """Classes to read, as a list, or their new names, as a mapping; see docs/data.md. None: all, with their names."""
     holdout: Fraction = 0.1
     """Share of images held out for validation if there is no validation list."""
     voc_origin: Literal["auto", 0, 1] = "auto"

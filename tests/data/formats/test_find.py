@@ -79,6 +79,7 @@ def test_a_class_in_val_that_train_lacks_is_fatal_and_named(tmp_path: Path) -> N
     _, val = open_splits(root, Data(on_fault="skip"))
     assert [record.id for record in val.records] == ["c"]
     assert [(fault.kind, fault.image) for fault in val.faults] == [("fatal", "JPEGImages/b.jpg")]
+    assert val.faults[0].reason.endswith("; data.classes renames classes and leaves them out")
 
 
 def test_a_class_without_a_training_box_is_noted(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_class_without_a_training_box_is_noted(tmp_path: Path) -> None:
 
 
 def test_no_class_in_common_lists_both(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"its classes are dog; none of the expected ones is among them: cat, bird"):
+    with pytest.raises(DataError, match=r"its classes are dog, but those of the model or of.* are cat, bird;"):
         open_dataset(sets.voc(tmp_path / "d", MANY), "all", Data(), names=["cat", "bird"])
 
 

@@ -95,9 +95,6 @@ def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | Non
     finally:
         if collects_garbage:
             gc.enable()
-    if names is None and reading.category_ids != tuple(range(1, len(reading.names) + 1)):
-        ids = ", ".join(f"{number} {name}" for number, name in zip(reading.category_ids, reading.names, strict=True))
-        reading.notes.append(f"category ids become labels 0 to {len(reading.names) - 1} in this order: {ids}")
     return reading
 
 

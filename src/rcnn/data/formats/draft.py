@@ -208,10 +208,11 @@ class Reading:
 
 def unknown_class(name: str, known: Sequence[str], draft: Draft) -> str:
     """Return the reason of the fault that a class isn't among those known, with a hint if the image has few faults."""
-    near = (
-        get_close_matches(name, known[:MAX_COMPARED_CLASSES], n=1, cutoff=0.6) if len(draft.faults) < MAX_HINTS else ()
-    )
-    hint = f"; did you mean `{near[0]}`?" if near else ""
+    hint = ""
+    if len(draft.faults) < MAX_HINTS:
+        near = get_close_matches(name, known[:MAX_COMPARED_CLASSES], n=1, cutoff=0.6)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        hint += "; data.classes renames classes and leaves them out"
     return f"class `{name}` is not among the classes {listed(known)}{hint}"
 
 

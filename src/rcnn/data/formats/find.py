@@ -14,9 +14,10 @@ import numpy as np
 
 from rcnn.config import Data, Settings
 from rcnn.config.files import check_given, unfit_name
+from rcnn.data.classes import check_choice, choose_classes
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats import coco, csv_labels, voc, yolo
-from rcnn.data.formats.draft import Layout, Reading, finish
+from rcnn.data.formats.draft import Layout, Reading, finish, listed
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
@@ -381,8 +382,9 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     """
     sources = [source for name in lists for source in layout.lists[name]]
     where = ", ".join(map(str, sources))
+    own = names if settings.classes is None else None
     try:
-        reading: Reading = FORMATS[layout.format].read(layout, sources, names, settings)
+        reading: Reading = FORMATS[layout.format].read(layout, sources, own, settings)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: can't be read: {error}") from None
     if not reading.drafts:
@@ -393,10 +395,17 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     for name in reading.names:
         if reason := unfit_name(name):
             raise DataError(f"{where}: the name of a class, `{name:.300}`, {reason}; rename it")
+    if settings.classes is not None:
+        if names is None:
+            check_choice(reading.own, settings.classes, where)
+        reading = choose_classes(reading, settings.classes, names)
+    if names is None and reading.category_ids != tuple(range(1, len(reading.names) + 1)):
+        ids = ", ".join(f"{number} {name}" for number, name in zip(reading.category_ids, reading.names, strict=True))
+        reading.notes.append(f"category ids become labels 0 to {len(reading.names) - 1} in this order: {ids}")
     if names is not None and reading.own and not set(names) & set(reading.own):
         raise DataError(
-            f"{where}: its classes are {', '.join(reading.own)}; "
-            f"none of the expected ones is among them: {', '.join(names)}"
+            f"{where}: its classes are {listed(reading.own)}, but those of the model or of the first list are "
+            f"{listed(names)}; data.classes renames classes"
         )
     reading.notes[:0] = layout.notes
     reading.faults[:0] = layout.faults
