@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "look": {"signals", "report", "diagnose"} | SCORES,
     "training": {"signals", "locks", "console", "cores", "report", "diagnose", "plots", "open_model"} | SCORES,
     "paper": {"training", "report", "plots"} | SCORES,
+    "auditing": {"training", "diagnose", "plots", "open_model"} | SCORES,
 }
 """Parts that each part may import, also inside functions. It may always import itself and `errors`; `cli` may all."""
 

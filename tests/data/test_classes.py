@@ -66,9 +66,7 @@ def test_the_boxes_of_the_other_classes_stay_as_they_are(data: Path) -> None:
 def test_the_classes_of_a_model_are_found_under_their_new_names(data: Path) -> None:
     dataset = open_dataset(data, "val", Data(classes={"cat": "pet", "dog": "pet", "bird": None}), names=["fish", "pet"])
     assert (dataset.names, names_of(dataset), dataset.faults) == (("fish", "pet"), [["pet", "pet"]], ())
-    with pytest.raises(
-        DataError, match=r"`bird` is not among the classes pet; data\.classes renames classes and"
-    ):
+    with pytest.raises(DataError, match=r"`bird` is not among the classes pet; data\.classes renames classes and"):
         open_dataset(data, "val", Data(classes={"cat": "pet", "dog": "pet"}), names=["pet"])
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from rcnn import __version__
 from rcnn.cli import (
     anchors,
+    audit,
     benchmark,
     data,
     demo,
@@ -61,6 +62,7 @@ app.command("import", cls=SuggestingCommand)(import_weights.import_weights)
 for command in (export.export, benchmark.benchmark, why.why, report.report, look.look, paper.paper, demo.demo):
     app.command(cls=SuggestingCommand)(command)
 app.add_typer(data.app, name="data")
+data.app.command(cls=SuggestingCommand)(audit.audit)
 
 
 def _version(requested: bool) -> None:

@@ -14,7 +14,7 @@ from rcnn.images.storage import Location
 if TYPE_CHECKING:
     from rcnn.data.stats import Stats
 
-app = typer.Typer(help="Look at a data set: check, stats, show, convert.", no_args_is_help=True)
+app = typer.Typer(help="Look at a data set: check, stats, show, convert, audit.", no_args_is_help=True)
 
 Data = Annotated[
     list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and data.key=value.")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rcnn.config.classes import Classes
+from rcnn.config.class_names import Classes
 from rcnn.config.network import Fraction, NonNegative, Number, Pixels, Positive, Section
 
 Span = tuple[Positive, Positive]
@@ -25,6 +25,9 @@ class Data(Section):
     """Classes to read, as a list, or their new names, as a mapping; see docs/data.md. None: all, with their names."""
     holdout: Fraction = 0.1
     """Share of images held out for validation if there is no validation list."""
+    group: str | None = None
+    """Regular expression with a group in parentheses: images for which it matches the same text stay together when
+    images are held out, or divided into the folds of an audit. None: each image by itself."""
     voc_origin: Literal["auto", 0, 1] = "auto"
     """Coordinate of the first pixel in VOC boxes; auto: 1 unless a 0 occurs."""
     white: Annotated[int, Field(ge=1, le=65535)] | None = None

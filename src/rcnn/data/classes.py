@@ -7,12 +7,12 @@ from dataclasses import replace
 from difflib import get_close_matches
 from itertools import count
 
-from rcnn.config.classes import OTHERS
+from rcnn.config.class_names import OTHERS
 from rcnn.data.formats.draft import MAX_COMPARED_CLASSES, MAX_HINTS, Draft, Reading, listed, unknown_class
 from rcnn.errors import DataError
 
 Choice = Sequence[str] | Mapping[str, str | None]
-"""Classes to read, or new names of classes, of which None leaves a class out; see `rcnn.config.classes`."""
+"""Classes to read, or new names of classes, of which None leaves a class out; see `rcnn.config.class_names`."""
 
 
 def new_names(own: Sequence[str], choice: Choice) -> dict[str, str | None]:

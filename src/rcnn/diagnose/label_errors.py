@@ -1,32 +1,48 @@
-"""Label errors that a detector suspects, and the labels after some of its suggestions have been accepted."""
+"""Labels that detections contradict, ranked by how likely they are wrong, and the labels after accepted suggestions."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rcnn.diagnose.why.outcomes import find_alarms
+from rcnn.metrics.curves import best_threshold, precision_recall
+from rcnn.metrics.overlap import box_iou, match
 from rcnn.metrics.types import Prediction, Truth
 
-SUGGESTIONS = {
-    "missing_label": "a label is missing",
-    "wrong_class": "the label is of another class",
-    "bad_box": "the box of the label does not fit",
+KINDS = {
+    "missing_label": "objects without a label",
+    "wrong_class": "labels of another class",
+    "bad_box": "boxes that do not fit",
+    "spurious_label": "labels without an object",
 }
-"""Kinds of false alarms that may be label errors -> the error that they suggest, most likely first."""
+"""Kind of a suggestion -> what may be wrong."""
+
+QUESTIONS = {
+    "missing_label": "{new} without a label?",
+    "wrong_class": "{new} instead of {old}?",
+    "bad_box": "another box for {old}?",
+    "spurious_label": "no {old} here?",
+}
+"""Kind of a suggestion -> the question to ask, with the suggested class and that of the label."""
+
+FITS, NEAR = 0.5, 0.3
+"""IoU from which a detection fits a label, and below which the two are about different objects."""
+
+MIN_RIGHT = 20
+"""Number of correct detections of a class from which its scores are judged by themselves."""
 
 
 class Suggestion(NamedTuple):
-    """A detection that would be correct if a label were changed.
+    """A change of the labels that would agree with the detections.
 
     Attributes:
         image: index of its image.
-        detection: index into the image's predictions.
-        kind: a key of `SUGGESTIONS`.
-        box: (4,) in pixels of the file.
-        label: class of the detection.
-        score: in [0, 1].
-        truth: the object whose label is suspected; -1 if one is missing.
+        detection: index into the image's predictions; -1 for a spurious label.
+        kind: a key of `KINDS`.
+        box: (4,) in pixels of the file: that of the detection, or of a spurious label.
+        label: class of the box.
+        score: how likely the label is wrong, in [0, 1]; comparable between kinds.
+        truth: index into the image's labels; -1 if one is missing.
     """
 
     image: int
@@ -38,30 +54,115 @@ class Suggestion(NamedTuple):
     truth: int
 
 
-def find_label_errors(
-    truths: Sequence[Truth], predictions: Sequence[Prediction], *, iou: float = 0.5, score: float = 0.5
+def find_suggestions(
+    truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, score: float | None = None
 ) -> list[Suggestion]:
-    """Return suggested changes of labels: missing ones first, and within each kind the highest scores first.
+    """Return suggested changes of labels, the most likely first. Each label and each detection is in at most one.
+
+    A label that a detection of its class fits is never doubted. The others may have
+
+    - the wrong class, if a detection of another class fits and no label of that class does;
+    - a box that does not fit, if a detection of its class has an IoU between `NEAR` and `FITS` with it;
+    - no object, otherwise.
+
+    A label is missing at a detection that has an IoU below `NEAR` with every label.
 
     Args:
         truths: one per image.
-        predictions: one per image, with every score.
-        iou: lowest IoU of a correct box.
-        score: detections below are left out.
+        predictions: one per image, with low scores too, by a detector that did not learn these labels.
+        num_classes: number of classes, K.
+        score: detections with lower scores don't count. None: the threshold of the best mean F1.
     """
-    kinds = list(SUGGESTIONS)
-    alarms = [alarm for alarm in find_alarms(truths, predictions, iou, score) if alarm.kind in kinds]
-    alarms.sort(key=lambda alarm: (kinds.index(alarm.kind), -alarm.score))
-    suggestions = []
-    for image, detection, label, _, kind, certainty, truth, _ in alarms:
-        box = predictions[image].boxes[detection].astype(np.float64)
-        suggestions.append(Suggestion(image, detection, kind, box, label, certainty, truth))
-    return suggestions
+    curves = precision_recall(truths, predictions, num_classes)
+    threshold = best_threshold(curves) if score is None else score
+    certainty = _Certainty(truths, predictions, num_classes, threshold)
+    found = [
+        suggestion
+        for image, (truth, prediction) in enumerate(zip(truths, predictions, strict=True))
+        for suggestion in _of_image(image, truth, prediction, threshold, certainty)
+    ]
+    return sorted(found, key=lambda suggestion: -suggestion.score)
+
+
+class _Certainty:
+    """How certain a score is: its rank among the scores of the correct detections of the class."""
+
+    def __init__(
+        self, truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, threshold: float
+    ) -> None:
+        scores, labels = [np.zeros(0)], [np.zeros(0, np.int64)]
+        total = np.zeros(num_classes)
+        for truth, prediction in zip(truths, predictions, strict=True):
+            matched, _ = match(truth, prediction, FITS)
+            right = (matched >= 0) & (prediction.scores >= threshold)
+            scores.append(prediction.scores[right].astype(np.float64))
+            labels.append(prediction.labels[right])
+            total += np.bincount(truth.labels[~truth.ignore], minlength=num_classes)
+        every, label = np.concatenate(scores), np.concatenate(labels)
+        self._right = [
+            np.sort(every[label == k] if (label == k).sum() >= MIN_RIGHT else every) for k in range(num_classes)
+        ]
+        found = np.bincount(label, minlength=num_classes)
+        self.recall = np.where(total > 0, found / np.maximum(total, 1), 0)
+
+    def __call__(self, label: int, score: float) -> float:
+        right = self._right[label]
+        return (int(np.searchsorted(right, score, side="right")) + 0.5) / (len(right) + 1)
+
+
+def _of_image(
+    image: int, truth: Truth, prediction: Prediction, threshold: float, certainty: _Certainty
+) -> list[Suggestion]:
+    """Return the suggestions for an image."""
+    overlap = box_iou(prediction.boxes, truth.boxes)  # (P, G)
+    same = prediction.labels[:, None] == truth.labels
+    shown = prediction.scores >= np.float32(threshold)
+    fits = shown[:, None] & same & (overlap >= FITS)
+    doubted = ~fits.any(axis=0) & ~truth.ignore
+    free = shown & ~fits.any(axis=1)  # detections that fit no label of their class
+    found: list[Suggestion] = []
+
+    def suggest(kind: str, detection: int, label: int, score: float, about: int) -> None:
+        box = truth.boxes[about] if detection < 0 else prediction.boxes[detection]
+        found.append(Suggestion(image, detection, kind, box.astype(np.float64), label, score, about))
+        if detection >= 0:
+            free[detection] = False
+        if about >= 0:
+            doubted[about] = False
+
+    other = overlap * (~same & free[:, None] & doubted & (overlap >= FITS)) * prediction.scores[:, None]
+    near = overlap * (same & free[:, None] & doubted & (overlap >= NEAR)) * prediction.scores[:, None]
+    for kind, table in (("wrong_class", other), ("bad_box", near)):
+        for flat in np.argsort(-table, axis=None, kind="stable").tolist():
+            detection, about = divmod(flat, len(truth.boxes))
+            if table[detection, about] <= 0:
+                break
+            if free[detection] and doubted[about]:
+                label, score = int(prediction.labels[detection]), float(prediction.scores[detection])
+                suggest(kind, detection, label, certainty(label, score), about)
+    alone = free & (overlap.max(axis=1, initial=0) < NEAR)
+    for detection in np.flatnonzero(alone).tolist():
+        label, score = int(prediction.labels[detection]), float(prediction.scores[detection])
+        suggest("missing_label", detection, label, certainty(label, score), -1)
+    support = (prediction.scores[:, None] * (overlap >= NEAR)).max(axis=0, initial=0)
+    for about in np.flatnonzero(doubted).tolist():
+        label = int(truth.labels[about])
+        doubt = certainty.recall[label] * max(1 - float(support[about]) / max(threshold, 1e-6), 0)
+        suggest("spurious_label", -1, label, doubt, about)
+    return found
+
+
+def question(suggestion: Suggestion, truth: Truth, names: Sequence[str]) -> str:
+    """Return the question that a suggestion asks about the labels of its image."""
+    old = names[int(truth.labels[suggestion.truth])] if suggestion.truth >= 0 else ""
+    text = QUESTIONS[suggestion.kind].format(new=names[suggestion.label], old=old)
+    return text[:1].upper() + text[1:]
 
 
 def apply_suggestions(truth: Truth, accepted: Iterable[Suggestion], size: tuple[int, int]) -> Truth:
-    """Return the labels of an image of this (height, width) after the accepted suggestions, applied in their order."""
+    """Return the labels of an image of this (height, width) after the accepted suggestions."""
     boxes, labels, ignore = truth.boxes.copy(), truth.labels.copy(), truth.ignore.copy()
+    spurious: list[int] = []
     for suggestion in accepted:
         box = np.clip(suggestion.box, 0, np.array([size[1], size[0]] * 2, np.float64))
         if suggestion.kind == "missing_label":
@@ -69,6 +170,8 @@ def apply_suggestions(truth: Truth, accepted: Iterable[Suggestion], size: tuple[
             ignore = np.append(ignore, False)
         elif suggestion.kind == "wrong_class":
             labels[suggestion.truth] = suggestion.label
-        else:
+        elif suggestion.kind == "bad_box":
             boxes[suggestion.truth] = box
-    return Truth(boxes, labels, ignore)
+        else:
+            spurious.append(suggestion.truth)
+    return Truth(*(np.delete(column, spurious, axis=0) for column in (boxes, labels, ignore)))

@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from rcnn.data.dataset import Records
 from rcnn.data.formats.coco import as_json
-from rcnn.diagnose.label_errors import SUGGESTIONS, Suggestion, apply_suggestions, find_label_errors
+from rcnn.diagnose.label_errors import KINDS, Suggestion, apply_suggestions, find_suggestions
 from rcnn.errors import printable
 from rcnn.look.album import Album
 from rcnn.look.threads import FewThreads
@@ -261,7 +261,7 @@ class LabelReview:
         if len(truths) != self._pictures_searched and now >= self._next_search:
             score, pictures = album.detector.threshold if album.detector else 0.5, list(truths)
             predictions = [album.judged[index].prediction for index in pictures]
-            found = find_label_errors([*truths.values()], predictions, score=score)
+            found = find_suggestions([*truths.values()], predictions, len(album.names), score)
             self._found = {Key(pictures[error.image], error.detection): error for error in found}
             self._pictures_searched = len(truths)
             self._next_search = now + SEARCH_SHARE * (time.monotonic() - now)
@@ -303,7 +303,7 @@ class LabelReview:
         return {
             **key._asdict(),
             "kind": suggestion.kind,
-            "text": SUGGESTIONS[suggestion.kind],
+            "text": KINDS[suggestion.kind],
             "label": suggestion.label,
             "score": suggestion.score,
             "box": suggestion.box.tolist(),

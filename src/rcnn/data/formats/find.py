@@ -1,13 +1,11 @@
 """Open data sets: recognise the format at a path, find its lists, and read the images of a split."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,8 +14,10 @@ from rcnn.config import Data, Settings
 from rcnn.config.files import check_given, unfit_name
 from rcnn.data.classes import check_choice, choose_classes
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats import coco, csv_labels, voc, yolo
+from rcnn.data.formats import csv_labels, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish, listed
+from rcnn.data.formats.readers import FORMATS
+from rcnn.data.groups import hold_out
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
@@ -26,8 +26,6 @@ from rcnn.images.sources import is_image
 from rcnn.images.storage import Location, RemotePath, check_regular, location, scan
 
 Split = Literal["train", "val", "test", "all"]
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": csv_labels}
-"""Name of a format -> the module that finds, reads and writes it."""
 _MAX_NAMED_IMAGES = 3
 """Maximum number of damaged images that a note names; `data check` lists all."""
 
@@ -345,7 +343,7 @@ class _Lists:
         reading = self._read([training_list], names)
         if "val" in lists:
             return self._part(reading, without={draft.name for draft in self._read(["val"], reading.names).drafts})
-        held = _held_out(reading, self.layout, self.settings)
+        held = hold_out([draft.name for draft in reading.drafts], self.settings, self.layout.root)
         part = self._part(reading, only=held) if split == "val" else self._part(reading, without=held)
         part.notes.append(
             f"no validation list: {len(held)} of {len(reading.drafts)} images, by a hash of their names, are held out"
@@ -410,21 +408,3 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     reading.notes[:0] = layout.notes
     reading.faults[:0] = layout.faults
     return reading
-
-
-def _held_out(reading: Reading, layout: Layout, settings: Data) -> set[str]:
-    """Return the names of the images that are held out for validation, chosen by a hash of their names.
-
-    Raises:
-        DataError: there is only one image.
-    """
-    total = len(reading.drafts)
-    if total < 2:
-        raise DataError(f"{layout.root}: there is one image, and no validation list; at least two images are needed")
-    count = min(max(round(total * settings.holdout), 1), total - 1)
-    return {draft.name for draft in sorted(reading.drafts, key=lambda draft: _hash(draft.name))[:count]}
-
-
-def _hash(name: str) -> bytes:
-    """Return a hash of the file name alone, so that copies in another layout are split alike."""
-    return hashlib.sha256(os.path.splitext(name.rsplit("/", 1)[-1])[0].encode(errors="surrogateescape")).digest()
