@@ -33,14 +33,14 @@ def _tile(audit: Audit, suggestion: Suggestion) -> Tile:
     limits = np.array(record.size[::-1], np.float64)
     left, top = np.maximum((low + high) / 2 - reach, 0).astype(np.int64).tolist()
     right, bottom = np.ceil(np.minimum((low + high) / 2 + reach, limits)).astype(np.int64).tolist()
-    seen: np.ndarray = (boxes[:, :2] < (right, bottom)).all(axis=1) & (boxes[:, 2:] > (left, top)).all(axis=1)
+    seen = np.flatnonzero((boxes[:, :2] < (right, bottom)).all(axis=1) & (boxes[:, 2:] > (left, top)).all(axis=1))
     if suggestion.detection < 0:  # the label itself is drawn dashed
-        seen[suggestion.truth] = False
+        seen = seen[seen != suggestion.truth]
     corner = np.array([left, top, left, top])
     return Tile(
         image[top:bottom, left:right],
         np.concatenate((boxes[seen], suggestion.box[None])) - corner,
         np.append(labels[seen], suggestion.label),
         f"{question(suggestion, truth, audit.dataset.names)} {record.name}",
-        ignore=np.append(np.zeros(seen.sum(), bool), True),
+        ignore=np.append(np.zeros(len(seen), bool), True),
     )
