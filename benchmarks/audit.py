@@ -133,6 +133,39 @@ def shares(suggestions: Sequence[Suggestion], faults: Sequence[Fault], audited: 
     return sum(place < n for place in places) / n, sum(place < 2 * n for place in places) / n
 
 
+def objectlab(audited: Audit) -> dict[str, list[Suggestion]]:
+    """Return the ranking of ObjectLab for each kind; its badly located labels serve for those without an object too."""
+    from cleanlab.object_detection import rank
+
+    records, classes = audited.dataset.records, range(len(audited.dataset.names))
+    labels = [{"bboxes": record.boxes, "labels": record.labels} for record in records]
+    order = [np.argsort(prediction.labels, kind="stable") for prediction in audited.predictions]
+    predictions = []
+    for prediction in audited.predictions:
+        rows = np.concatenate((prediction.boxes, prediction.scores[:, None]), axis=1)
+        by_class = np.empty(len(classes), object)
+        by_class[:] = [rows[prediction.labels == label] for label in classes]
+        predictions.append(by_class)
+    given = {"labels": labels, "predictions": predictions}
+    overlooked = rank.compute_overlooked_box_scores(**given)
+    of_kind = {
+        "missing_label": [
+            Suggestion(i, int(row), "missing_label", prediction.boxes[row], int(prediction.labels[row]), 1 - score, -1)
+            for i, prediction in enumerate(audited.predictions)
+            for row, score in zip(order[i].tolist(), overlooked[i].tolist(), strict=True)
+            if np.isfinite(score)
+        ]
+    }
+    swapped, badly_located = rank.compute_swap_box_scores(**given), rank.compute_badloc_box_scores(**given)
+    for kind, scores in (("wrong_class", swapped), ("bad_box", badly_located), ("spurious_label", badly_located)):
+        of_kind[kind] = [
+            Suggestion(i, -1, kind, record.boxes[row], int(record.labels[row]), 1 - score, row)
+            for i, record in enumerate(records)
+            for row, score in enumerate(scores[i].tolist())
+        ]
+    return {kind: sorted(found, key=lambda one: -one.score) for kind, found in of_kind.items()}
+
+
 def write(dataset: Dataset, folder: Path) -> Path:
     """Write the annotations of all images as COCO, which refers to the image files."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
@@ -150,6 +183,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model")
     parser.add_argument("--split", default="train", help="list of the data to use, or all")
     parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="section.key=value")
+    parser.add_argument("--objectlab", action="store_true", help="compare with cleanlab")
     parser.add_argument("--out", type=Path, default=Path("runs/audit-benchmark"))
     options = parser.parse_args(words)
     clean = open_dataset(options.data, options.split)
@@ -160,12 +194,14 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     assert [record.path for record in found.dataset.records] == [record.path for record in clean.records]
     print(f"{len(clean)} images, {len(clean.records.labels)} labels, {len(faults)} faults")
-    print("| faults | n | found in n | in 2n |\n|---|---|---|---|")
+    others = objectlab(found) if options.objectlab else {}
+    print("| faults | n | found in n | in 2n |" + " ObjectLab in n | in 2n |" * options.objectlab)
+    print("|---|---|---|---|" + "---|---|" * options.objectlab)
     for kind in ("all", *KINDS):
         of_kind = [fault for fault in faults if kind in ("all", fault.kind)]
         ranked = [suggestion for suggestion in found.suggestions if kind in ("all", suggestion.kind)]
-        once, twice = shares(ranked, of_kind, found)
-        print(f"| {kind} | {len(of_kind)} | {once:.3f} | {twice:.3f} |")
+        cells = [*shares(ranked, of_kind, found), *(shares(others[kind], of_kind, found) if kind in others else ())]
+        print(f"| {kind} | {len(of_kind)} | " + " | ".join(f"{share:.3f}" for share in cells) + " |")
     return 0
 
 

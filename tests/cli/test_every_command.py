@@ -47,6 +47,7 @@ def test_json_is_one_document_and_the_data_is_never_written_to(run: Run, data: P
         ("data", "stats", data),
         ("data", "show", data),
         ("data", "convert", data, "--to=coco", "--out=copy"),
+        ("data", "audit", data, "--model", weights),
         ("train", data, "--dry-run", *SMALL),
         ("val", weights, data),
         ("predict", weights, data, "--score=0", "--format=drawn,json,coco,voc,yolo"),
