@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rcnn.metrics.curves import best_threshold, precision_recall
-from rcnn.metrics.overlap import box_iou, match
+from rcnn.metrics.overlap import box_iou, match, share_inside
 from rcnn.metrics.types import Prediction, Truth
 
 KINDS = {
@@ -130,20 +130,24 @@ def _of_image(
         if about >= 0:
             doubted[about] = False
 
-    other = overlap * (~same & free[:, None] & doubted & (overlap >= FITS)) * prediction.scores[:, None]
-    near = overlap * (same & free[:, None] & doubted & (overlap >= NEAR)) * prediction.scores[:, None]
+    own = (prediction.scores[:, None] * (same & (overlap >= FITS))).max(axis=0, initial=0)  # below the threshold
+    other = prediction.scores[:, None] * overlap * (~same & (overlap >= FITS))
+    near = prediction.scores[:, None] * overlap * (same & (overlap >= NEAR) & (overlap < FITS))
     for kind, table in (("wrong_class", other), ("bad_box", near)):
-        for flat in np.argsort(-table, axis=None, kind="stable").tolist():
-            detection, about = divmod(flat, len(truth.boxes))
+        table = table * (free[:, None] & doubted)
+        for detection, about in zip(*np.unravel_index(np.argsort(-table, axis=None, kind="stable"), table.shape), strict=True):
             if table[detection, about] <= 0:
                 break
             if free[detection] and doubted[about]:
                 label, score = int(prediction.labels[detection]), float(prediction.scores[detection])
-                suggest(kind, detection, label, certainty(label, score), about)
+                certain = certainty(label, score)
+                certain = certain if kind == "wrong_class" else 0.5 + 0.5 * certain
+                suggest(kind, int(detection), label, certain * (1 - float(own[about]) / score), int(about))
     alone = free & (overlap.max(axis=1, initial=0) < NEAR)
+    inside = share_inside(prediction.boxes, truth.boxes).max(axis=1, initial=0)
     for detection in np.flatnonzero(alone).tolist():
         label, score = int(prediction.labels[detection]), float(prediction.scores[detection])
-        suggest("missing_label", detection, label, certainty(label, score), -1)
+        suggest("missing_label", detection, label, certainty(label, score) * (1 - float(inside[detection])), -1)
     support = (prediction.scores[:, None] * (overlap >= NEAR)).max(axis=0, initial=0)
     for about in np.flatnonzero(doubted).tolist():
         label = int(truth.labels[about])
