@@ -61,7 +61,7 @@ EXTRA = ("fsspec", "s3fs", "aiohttp")
 """Packages of the extra `remote`."""
 
 _WEB_SCHEMES = ("http", "https")
-_ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):|[a-z][a-z0-9+.-]*:(:|//)", re.IGNORECASE)
+_ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):|[a-z][a-z0-9+.-]+:(:|//)", re.IGNORECASE)
 _REMOTE = re.compile(rf"({'|'.join(SCHEMES)})://", re.IGNORECASE)
 _SERVER = re.compile(r"[^:@\s]+(:\d{1,5})?")
 _BUCKET = re.compile(r"[^:@\s]+")
@@ -133,12 +133,20 @@ def normal(location: "Location") -> "Location":
     return location.normal() if isinstance(location, RemotePath) else Path(os.path.normpath(location))
 
 
+def slashed(text: str) -> str:
+    """Return a path that a file contains with forward slashes; files written on Windows have backslashes."""
+    return text.replace("\\", "/")
+
+
 def name_below(text: str, root: "Location") -> str:
-    """Return the path that a file of labels means by a text: an address below a remote `root` is a path below it."""
-    if not isinstance(root, RemotePath) or not is_remote(text):
-        return text
-    file = stored(text)
-    return file.relative_to(root) if isinstance(file, RemotePath) and file.is_relative_to(root) else text
+    """Return the path that a file of labels means by a text, with forward slashes.
+
+    An address below a remote `root` is a path below it; other addresses are returned as they are.
+    """
+    if not is_address(text):
+        return slashed(text)
+    file = stored(text) if isinstance(root, RemotePath) and is_remote(text) else None
+    return slashed(file.relative_to(root)) if isinstance(file, RemotePath) and file.is_relative_to(root) else text
 
 
 def lies_in(location: "Location", folder: "Location") -> bool:

@@ -20,7 +20,7 @@ from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, listed, 
 from rcnn.data.formats.folders import copy_images, root_of, write_text
 from rcnn.data.formats.named_images import NamedImages
 from rcnn.errors import DataError
-from rcnn.images.storage import Location, is_address, normal, read_ends, read_text, shown
+from rcnn.images.storage import Location, is_address, normal, read_ends, read_text, shown, slashed
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "notes.json")  # Label Studio's
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
@@ -282,14 +282,15 @@ def _is_id(value: object) -> TypeGuard[int | str]:
 
 
 def image_ids(path: Location) -> dict[str, int | str]:
-    """Return file name -> id of the images in a json file.
+    """Return file name, with forward slashes, -> id of the images in a json file.
 
     Raises:
         DataError: the file can't be read, or has no images.
     """
     try:
-        return {entry["file_name"]: entry["id"] for entry in json.loads(read_text(path, MAX_JSON_BYTES))["images"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        images = json.loads(read_text(path, MAX_JSON_BYTES))["images"]
+        return {slashed(entry["file_name"]): entry["id"] for entry in images}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise DataError(f"{path}: can't be read as a COCO json with `images`: {error!r}") from None
 
 

@@ -45,7 +45,7 @@ class NamedImages:
             names: the name of the image; if there are several, the first one that exists. Slashes of either kind.
         """
         shown_name = shown(names[0]) if is_address(names[0]) else names[0]
-        cleaned = [name_below(name, self._root).replace("\\", "/") for name in names]
+        cleaned = [name_below(name, self._root) for name in names]
         fits = self._match([inner for name in cleaned for inner in (name, *map(str, ends_of(name)))])
         if fits is None:
             fits = self._match([name.rsplit("/", 1)[-1] for name in cleaned])

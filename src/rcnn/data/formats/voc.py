@@ -27,7 +27,7 @@ from rcnn.data.formats.folders import (
 from rcnn.data.formats.xml_tree import MAX_XML_BYTES, MalformedXml, Node, parse_xml
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image, is_results
-from rcnn.images.storage import Location, RemoteEntry, read_bytes, read_start, scan
+from rcnn.images.storage import Location, RemoteEntry, read_bytes, read_start, scan, slashed
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
@@ -247,7 +247,7 @@ def _image_folder(annotations: Location, folders: Folders) -> Folder:
 
 def _base(text: str) -> str:
     """Return the last part of a path with slashes of either kind."""
-    return text.replace("\\", "/").rsplit("/", 1)[-1]
+    return slashed(text).rsplit("/", 1)[-1]
 
 
 def _listed_stem(text: str, annotations: Folder, images: Folder) -> str:

@@ -30,6 +30,8 @@ from rcnn.images.storage import Location, is_address, name_below, normal, read_s
 MAX_YAML_BYTES = 4 * MB
 """Maximum size of a data.yaml, bytes."""
 
+_IN_QUOTES = "in double quotes, yaml reads a backslash and a letter as one character; write / instead, or single quotes"
+
 
 def load_yaml(path: Location, faults: list[Fault]) -> dict[str, Any]:
     """Return the mapping in a yaml file, empty if it holds none. Every scalar is text: `no`, `12` and `1e3` stay names.
@@ -44,6 +46,7 @@ def load_yaml(path: Location, faults: list[Fault]) -> dict[str, Any]:
         tree = yaml_tree.load(read_text(path, MAX_YAML_BYTES), as_text=True, repeated=repeated)
     except (OSError, ValueError) as error:
         reason = str(error) if isinstance(error, OSError) else f"malformed yaml: {error}"
+        reason += f"; {_IN_QUOTES}" if "escape" in reason else ""
         fault = Fault(f"{path}:{getattr(error, 'line', 1)}", reason, "fatal")
         raise DataError(str(fault), [fault]) from None
     faults += [Fault(str(path), reason, "mendable") for reason in repeated]
@@ -64,8 +67,8 @@ def layout_of_yaml(path: Location) -> Layout:
     root = path.parent
     declared = tree.get("path")
     if isinstance(declared, str) and declared:
-        bases = [root / name_below(declared, root)]
-        bases += [Path(declared)] if isinstance(root, Path) else []
+        name = name_below(declared, root)
+        bases = [root / name, *([Path(name)] if isinstance(root, Path) else []), *(root / end for end in ends_of(name))]
         root = next((base for base in bases if _is_inside(base, path.parent) and base.is_dir()), root)
     lists: dict[str, tuple[Location, ...]] = {}
     missing: list[str] = []
@@ -82,7 +85,8 @@ def layout_of_yaml(path: Location) -> Layout:
     absent = [text for text in missing if not text.startswith("test")]
     if absent:
         tried = ", ".join(dict.fromkeys((str(root), str(path.parent))))
-        raise DataError(f"{path}: {'; '.join(absent)} does not exist; looked in {tried}")
+        escaped = "" if "".join(absent).isprintable() else f"; {_IN_QUOTES}"
+        raise DataError(f"{path}: {'; '.join(absent)} does not exist; looked in {tried}{escaped}")
     if not lists:
         raise DataError(f"{path}: it names no existing train, val or test folder or list")
     notes = [f"{path}: {text} does not exist, so there is no such list" for text in missing]
@@ -100,7 +104,7 @@ def _resolve(entry: str, root: Location, folder: Location, taken: dict[Location,
 
     `taken` maps the sources that were found by the end of a path to that path; two paths do not share a source.
     """
-    name = name_below(entry, folder).replace("\\", "/")
+    name = name_below(entry, folder)
     choices = [root / name, folder / name, folder / name.removeprefix("../")]
     source = next((choice for choice in choices if _is_inside(choice, folder) and choice.exists()), None)
     if source is None:
@@ -270,9 +274,8 @@ def _images(source: Location, root: Location, folders: Folders) -> Iterator[_Lis
         below = name_below(text, root)
         if foreign := is_address(below):
             below = shown(below)
-        name = below.replace("\\", "/")
-        ends = (name, *ends_of(name))
-        bases = (source.parent, root) if below == text else (root,)  # of an address, the path below the root
+        ends = (below, *ends_of(below))
+        bases = (root,) if is_address(text) else (source.parent, root)  # of an address, the path below the root
         choices = [normal(base / end) for end in ends for base in bases]
         fits = ((choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices)
         listed_path, names = next((fit for fit in fits if fit[1]), (choices[0], ()))

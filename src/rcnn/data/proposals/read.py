@@ -34,7 +34,7 @@ from rcnn.data.proposals.mat import read_mat
 from rcnn.data.proposals.search import SEARCHES, search_files
 from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.images.sources import files
-from rcnn.images.storage import Location, RemotePath, local_copy, location
+from rcnn.images.storage import Location, RemotePath, local_copy, location, slashed
 
 MAX_OVERHANG = 1.0
 """Pixels by which a box may reach beyond the image. It is clipped, since files hold rounded numbers."""
@@ -201,7 +201,7 @@ class _Images:
         index = self._whole.get(image, self._whole.get(path))
         if index is not None or self._has(path):  # another image of the folder may have the short name of a record
             return index
-        return self._short.get(image, self._short.get(os.path.basename(image)))
+        return self._short.get(image, self._short.get(os.path.basename(slashed(image))))
 
     def passes_over(self, image: str) -> bool:
         """Return whether an image that is not among the records lies in the folder."""
@@ -209,7 +209,7 @@ class _Images:
             return False
         folder = "" if isinstance(self._root, RemotePath) else os.path.abspath(self._root)
         in_folder = self._has(os.path.abspath(image)) or self._has(os.path.join(folder, image))
-        return in_folder or not self._others.isdisjoint((image, os.path.basename(image)))
+        return in_folder or not self._others.isdisjoint((image, os.path.basename(slashed(image))))
 
     def hint(self, image: str) -> str:
         """Return `; did you mean ...?` with the most similar name, or an empty string."""
