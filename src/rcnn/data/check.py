@@ -5,12 +5,11 @@ from itertools import combinations
 from typing import Any
 
 from rcnn.config import Data
-from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats.find import distinct_lists, find_layout, read_list
+from rcnn.data.dataset import Fault
+from rcnn.data.formats.find import find_layout, read_lists
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.pixels import decode_images
 from rcnn.data.stats import Stats, statistics
-from rcnn.errors import DataError
 from rcnn.images.storage import Location, location
 
 
@@ -61,15 +60,8 @@ def check(path: str | Location, settings: Data, progress: ProgressCallback | Non
         SettingsError, StorageError: as for `open_dataset`.
     """
     layout = find_layout(path)
-    datasets: list[Dataset] = []
-    faults: list[Fault] = []
     with ImageChecks(layout.root, settings, anew=True) as checks:
-        for name in distinct_lists(layout):
-            try:
-                datasets.append(read_list(layout, name, settings, datasets[0].names if datasets else None, checks))
-            except DataError as error:
-                where = str(layout.lists[name][0])
-                faults += error.faults or [Fault(where, str(error).removeprefix(f"{where}: "), "fatal")]
+        datasets, faults = read_lists(path, layout, settings, checks)
         datasets = decode_images(datasets, settings, checks, progress)
     faults += [fault for dataset in datasets for fault in dataset.faults]
     notes = [note for dataset in datasets for note in dataset.notes]

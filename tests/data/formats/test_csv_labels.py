@@ -83,7 +83,7 @@ def test_images_without_objects_have_a_row_with_their_name(tmp_path: Path) -> No
     sets.csv(tmp_path / "x.csv", [ROW, "b.jpg,,,,,,,"])
     data = open_dataset(tmp_path, "all", Data())
     assert [len(record.boxes) for record in data.records] == [1, 0]
-    assert any("1 images next to x.csv have no row in it, such as c.jpg" in note for note in data.notes)
+    assert any(f"1 image in {tmp_path} is not in any list of labels, such as c.jpg" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(

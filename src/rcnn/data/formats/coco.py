@@ -152,6 +152,7 @@ class _File:
         categories = self._categories(tree["categories"])
         own = {name: number for number, name in categories.items()}
         self.reading.own = tuple(dict.fromkeys((*self.reading.own, *categories.values())))
+        self.reading.groups |= _groups(tree["categories"])
         if not fixed_names:
             self.reading.names = self.reading.own
         if not self.reading.category_ids:
@@ -248,6 +249,12 @@ class _File:
                 draft.fault(where, f"id must be a number; found {item['id']}")
                 continue
             draft.add(where, labels.get(name or ""), _floats(box), ignore=bool(crowd or left_out))
+
+
+def _groups(categories: list[Any]) -> frozenset[str]:
+    """Return the names that categories other than the one of that name have as their supercategory."""
+    found = ((item.get("name"), item.get("supercategory")) for item in categories if isinstance(item, dict))
+    return frozenset(group for name, group in found if isinstance(group, str) and group != name)
 
 
 def _places(json_file: Location, root: Location) -> list[Location]:

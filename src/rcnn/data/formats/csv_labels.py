@@ -12,10 +12,9 @@ from rcnn.config import Data
 from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, Folders, cached_folders, copy_images, lost_classes, root_of, write_text
+from rcnn.data.formats.folders import Folder, copy_images, lost_classes, root_of, write_text
 from rcnn.data.formats.named_images import NamedImages, usual_places
 from rcnn.errors import DataError
-from rcnn.images.sources import is_image
 from rcnn.images.storage import Location, read_start, read_text
 
 MAX_CSV_BYTES = 256 * MB
@@ -100,7 +99,7 @@ def _split_of(stem: str) -> str:
 
 def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images that tables name. Without `names`, the classes are those that occur, sorted."""
-    tables = _Tables(layout, Reading(_corners), cached_folders(layout.home or layout.root))
+    tables = _Tables(layout, Reading(_corners))
     rows = [(tables.draft(source, *row), *row) for source in sources for row in tables.rows(source)]
     reading = tables.reading
     drafts = reading.drafts = list(tables.drafts.values())
@@ -110,11 +109,6 @@ def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | Non
     labels = reading.label_classes(sorted({cells["class"] for _, _, cells in rows} - {""}), names)
     for row in rows:
         _add_row(*row, labels)
-    if tables.unlisted:
-        reading.notes.append(
-            f"{len(tables.unlisted)} images next to {sources[0].name} have no row in it, such as "
-            f"{min(tables.unlisted)}; they are left out (a row with the filename alone makes one a background image)"
-        )
     return reading
 
 
@@ -125,16 +119,13 @@ class _Tables:
     Attributes:
         drafts: by their own names.
         known: by the names that the tables use.
-        unlisted: names of images next to a table that are not in it.
         images: finds the images of the tables in a folder.
     """
 
     layout: Layout
     reading: Reading
-    folders: Folders
     drafts: dict[str, Draft] = field(default_factory=dict)
     known: dict[str, Draft] = field(default_factory=dict)
-    unlisted: set[str] = field(default_factory=set)
     images: dict[Location, NamedImages] = field(default_factory=dict)
 
     def rows(self, source: Location) -> Iterator[tuple[str, dict[str, str]]]:
@@ -164,9 +155,6 @@ class _Tables:
                     self.reading.fault(where, f"{mismatch}: {', '.join(cells):.200}")
         except csv.Error as error:
             self.reading.fault(f"{source}:{reader.line_num}", f"malformed csv: {error}")
-        beside = {name for name in self.folders(source.parent).names if is_image(name)}
-        if sum(source.parent == other.parent for files in self.layout.lists.values() for other in files) == 1:
-            self.unlisted |= beside - {draft.path.name for draft in self.drafts.values() if draft.path}
 
     def draft(self, source: Location, where: str, cells: Mapping[str, str]) -> Draft:
         """Return the image of a row of a table. It is searched for only once."""

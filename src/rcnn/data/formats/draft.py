@@ -15,7 +15,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault, Record, Records
-from rcnn.data.formats.folders import root_of
+from rcnn.data.formats.folders import Folder, root_of
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.errors import ImageError, plural
 from rcnn.images.storage import Location, RemotePath
@@ -46,6 +46,7 @@ class Draft:
         where, labels, numbers, ignore: columns of the objects (see `add`), since a file may hold a million of them.
         faults: place, reason and kind of the first `MAX_FAULTS` faults; `finish` adds the image's name.
         more: number of the other faults, by kind.
+        folder: where the image was found, if a file of labels names it (`NamedImages`).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Draft:
     ignore: bytearray = field(default_factory=bytearray)
     faults: list[tuple[str, str, Kind]] = field(default_factory=list)
     more: "Counter[Kind]" = field(default_factory=Counter)
+    folder: Folder | None = None
 
     def add(self, where: str, label: int | None, numbers: Sequence[float], ignore: bool = False) -> None:
         """Add an object.
@@ -153,6 +155,7 @@ class Reading:
         notes: remarks for the user.
         enclosed: number of shapes of each kind that were read as the boxes that enclose them.
         left_out: number of shapes of each kind that no box can be made of, such as points.
+        groups: classes that other classes name as the group that they belong to (COCO's supercategory).
     """
 
     corners: Corners
@@ -166,6 +169,7 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     enclosed: "Counter[str]" = field(default_factory=Counter)
     left_out: "Counter[str]" = field(default_factory=Counter)
+    groups: frozenset[str] = frozenset()
 
     def enclose(self, kind: str, points: Sequence[float]) -> list[float]:
         """Return the x1, y1, x2, y2 of the box that encloses a shape, which is counted.

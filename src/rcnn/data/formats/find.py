@@ -17,6 +17,7 @@ from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats import csv_labels, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish, listed
 from rcnn.data.formats.readers import FORMATS
+from rcnn.data.formats.remarks import remarks
 from rcnn.data.groups import hold_out
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.list_cache import Places, remembered
@@ -130,13 +131,31 @@ def distinct_lists(layout: Layout) -> list[str]:
     return list({layout.lists[name]: name for name in reversed(names)}.values())[::-1]
 
 
-def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] | None, checks: ImageChecks) -> Dataset:
-    """Read one list completely, without raising for its faults.
+def read_lists(
+    path: str | Location, layout: Layout, settings: Data, checks: ImageChecks
+) -> tuple[list[Dataset], list[Fault]]:
+    """Read every list, without raising for its faults, with the classes of the first.
 
-    Raises:
-        DataError: it can't be read at all, or is empty.
+    Returns:
+        The lists, and a fault for each list that can't be read at all, or is empty.
     """
-    return finish(_read(layout, [name], settings, classes), layout, name, settings, checks)
+    readings: dict[str, Reading] = {}
+    faults: list[Fault] = []
+    for name in distinct_lists(layout):
+        try:
+            classes = next(iter(readings.values())).names if readings else None
+            readings[name] = _read(layout, [name], settings, classes)
+        except DataError as error:
+            where = str(layout.lists[name][0])
+            faults += error.faults or [Fault(where, str(error).removeprefix(f"{where}: "), "fatal")]
+    notes = remarks(_expanded(path), layout, readings, own_names=True)
+    datasets = [finish(reading, layout, name, settings, checks) for name, reading in readings.items()]
+    return [_with_notes(dataset, notes) for dataset in datasets[:1]] + datasets[1:], faults
+
+
+def _with_notes(dataset: Dataset, notes: Sequence[str]) -> Dataset:
+    """Return the data set with more notes."""
+    return replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> list[Dataset]:
@@ -166,7 +185,7 @@ def _with_damaged(dataset: Dataset) -> Dataset:
         return dataset
     named = "; ".join(map(str, damaged[:_MAX_NAMED_IMAGES])) + ("; ..." if len(damaged) > _MAX_NAMED_IMAGES else "")
     note = f"{plural(len(damaged), 'damaged image')} of `{dataset.split}` left out (--on-fault stop stops instead)"
-    return replace(dataset, notes=(*dataset.notes, f"{note}: {named}"))
+    return _with_notes(dataset, [f"{note}: {named}"])
 
 
 def find_layout(path: str | Location) -> Layout:
@@ -178,14 +197,19 @@ def find_layout(path: str | Location) -> Layout:
         StorageError: as for `open_dataset`.
     """
     check_given(path, "the data")
-    path = location(path)
+    path = _expanded(path)
     if isinstance(path, RemotePath) and path.has_parameters:
         raise SettingsError(f"{path}: the address of a data set can't have parameters, such as a signature")
-    path = path.expanduser() if isinstance(path, Path) else path
     layout = layout_at(path)
     if layout is None:
         raise DataError(_unrecognised(path))
     return layout
+
+
+def _expanded(path: str | Location) -> Location:
+    """Return the location that a user named; `~` is the home folder."""
+    path = location(path)
+    return path.expanduser() if isinstance(path, Path) else path
 
 
 def layout_at(path: Location) -> Layout | None:
@@ -278,6 +302,7 @@ class _Lists:
     settings: Data
     checks: ImageChecks
     _readings: dict[tuple[object, ...], Reading] = field(default_factory=dict)
+    _by_list: dict[str, Reading] = field(default_factory=dict)
 
     def open(
         self,
@@ -305,7 +330,8 @@ class _Lists:
                 classes = datasets[0].names if names is None and datasets else names
                 reading = self._part(self._read([split], classes)) if whole else self._split(split, classes)
                 datasets.append(finish(reading, self.layout, split, self.settings, self.checks, progress))
-            return datasets
+            notes = remarks(_expanded(self.path), self.layout, self._by_list, own_names=names is None)
+            return [_with_notes(dataset, notes) for dataset in datasets[:1]] + datasets[1:]
 
         def is_same(fault: Fault) -> bool:
             (error,) = self.checks.sizes([fault.where])
@@ -356,6 +382,7 @@ class _Lists:
         if key not in self._readings:
             reading = _read(self.layout, lists, self.settings, names)
             self._readings[key] = self._readings[*lists, reading.names] = reading
+            self._by_list |= dict.fromkeys(lists, reading)
         return self._readings[key]
 
     def _part(self, reading: Reading, without: Collection[str] = (), only: Collection[str] | None = None) -> Reading:

@@ -37,7 +37,7 @@ class NamedImages:
         self._by_file_name: dict[Location, str] = {}
 
     def find(self, draft: Draft, where: str, *names: str) -> None:
-        """Set the path and name of a draft, or add a fault at `where` if its image is missing.
+        """Set the path, folder and name of a draft, or add a fault at `where` if its image is missing.
 
         Args:
             draft: the image.
@@ -65,7 +65,7 @@ class NamedImages:
             return
         if found[0] != base:
             draft.fault(where, f"names differ in case, taken to be the same: {base}, {found[0]}", "mendable")
-        draft.path = folder.path / found[0]
+        draft.path, draft.folder = folder.path / found[0], folder
         draft.name = found[0] if from_root == "." else f"{from_root}/{found[0]}"
 
     def _match(self, names: Sequence[str]) -> tuple[Folder, str, list[str], str] | None:

@@ -23,7 +23,7 @@ from rcnn.data.formats.folders import (
     walk,
     write_text,
 )
-from rcnn.errors import DataError
+from rcnn.errors import DataError, plural
 from rcnn.images.sources import is_image
 from rcnn.images.storage import Location, is_address, name_below, normal, read_start, read_text, shown
 
@@ -245,6 +245,7 @@ def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | Non
     reading = Reading(_corners, units="share")
     drafts: dict[str, Draft] = {}
     lines: list[_Line] = []
+    bare: list[str] = []
     for source in sources:
         here: set[str] = set()
         for entry in _images(source, layout.root, folders):
@@ -254,9 +255,17 @@ def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | Non
             here.add(name)
             if name not in drafts:
                 drafts[name] = _draft(entry, name, folders)
-                lines += _label_lines(entry, drafts[name], folders)
+                own = _label_lines(entry, drafts[name], folders)
+                lines += own or ()
+                bare += [name] if own is None and drafts[name].path else []
     reading.drafts = list(drafts.values())
     _check_label_files([draft.path for draft in reading.drafts if draft.path], folders, reading)
+    if bare:
+        have = "has" if len(bare) == 1 else "have"
+        reading.notes.append(
+            f"{len(bare)} of {plural(len(drafts), 'image')} {have} no label file, such as {bare[0]}; read as images "
+            "without objects"
+        )
     labels = reading.label_classes(layout.names or _numbers(lines, reading), names)
     for draft, where, columns in lines:
         _add_row(draft, where, columns, reading.own, labels)
@@ -304,13 +313,13 @@ def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
     return draft
 
 
-def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line]:
-    """Return the lines of the image's label file, if it has one."""
+def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line] | None:
+    """Return the lines of the image's label file; None if it has none."""
     folder = _label_folder(entry.path.parent, folders)
     label_file = f"{draft.id}.txt"
     fits = folder.find(label_file)
     if not fits:
-        return []
+        return None
     file = folder.path / fits[0]
     if fits[0] != label_file:
         reason = f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}"
