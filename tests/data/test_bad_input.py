@@ -74,6 +74,14 @@ CASES = [
     (voc_box, (-2, 9, 30, 19), "mendable", "by 3 pixels; clipped"),
     (coco_box, (50, 9, 15, 5), "mendable", "by 5 pixels; clipped"),
     (yolo_row, ("0 0.95 0.5 0.2 0.1",), "mendable", "by 3 pixels; clipped"),
+    (coco_box, (50, 9, 20, 5), "mendable", "by 10 pixels; clipped"),
+    (coco_box, (59, 9, 2.9, 5), "mendable", "by 1.9 pixels; clipped"),
+    # mostly outside
+    (voc_box, (51, 9, 71, 19), "fatal", "most of its area outside the 60x40 image, by up to 11 pixels; are the boxes"),
+    (coco_box, (-13, 9, 25, 5), "fatal", "by up to 13 pixels; are the boxes from another size of this image?"),
+    (coco_box, (48, 28, 20, 20), "fatal", "most of its area outside"),
+    (coco_box, (-40, -40, 150, 150), "fatal", "most of its area outside"),
+    (yolo_row, ("0 1.05 0.5 0.2 0.1",), "fatal", "label the part that is in the image"),
     # fully outside
     (voc_box, (100, 9, 120, 19), "mendable", "outside the 60x40 image; dropped"),
     (coco_box, (-30, 9, 10, 5), "mendable", "outside the 60x40 image; dropped"),
@@ -142,6 +150,15 @@ def test_less_than_a_pixel_over_the_edge_is_clipped_quietly(tmp_path: Path, corn
     data = open_dataset(root, "all", Data(voc_origin=1))
     assert data.faults == ()
     assert_inside(data)
+
+
+def test_an_ignored_box_may_have_most_of_its_area_outside(tmp_path: Path) -> None:
+    """Nothing is trained on it."""
+    root = sets.coco(tmp_path / "d", {"train": {"a.jpg": [("dog", (-13, 9, 25, 5)), *GOOD]}}, IDS)
+    file = root / "annotations/train.json"
+    file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    data = with_fault(root, "annotations/train.json: annotations[0] (id 1)", "by 13 pixels; clipped", kind="mendable")
+    assert data.records[0].boxes[0].tolist() == [0, 9, 12, 14]
 
 
 def test_class_0_is_a_class(tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ MAX_LISTED_CLASSES = 100
 MAX_HINTS, MAX_COMPARED_CLASSES = 20, 1000
 """Maximum numbers of unknown names per image, and of known names, that are compared to suggest similar ones."""
 
+MIN_SHARE_INSIDE = 0.5
+"""Share of the area of a box that must lie inside its image; of boxes of another size of the image, much is outside.
+
+Boxes that continue an object behind the border of the image usually have less than half of their area there.
+"""
+
+MAX_OVERHANG = 2.0
+"""Number of pixels by which every box may stick out, as rounding can move most of a tiny box outside."""
+
 Kind = Literal["mendable", "damaged", "fatal"]
 Corners = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Converts (n, 4) float64 boxes of a format to (n, 4) continuous xyxy, and to (n,) bool: whether a box has no size."""
@@ -331,14 +340,15 @@ def _usable_objects(
     with np.errstate(invalid="ignore", over="ignore"):  # from boxes that are not finite
         boxes, zero = reading.corners(numbers)
         boxes = boxes * np.tile(edges, 2) if reading.units == "share" else boxes
-        rules = _rules(reading.units, numbers, boxes, edges, zero)
-    inside = np.concatenate((np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], edges)), axis=1)
+        inside = np.concatenate((np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], edges)), axis=1)
+        overhang = np.maximum(-boxes[:, :2], boxes[:, 2:] - edges).max(axis=1)
+        away = (_areas(inside) < MIN_SHARE_INSIDE * _areas(boxes)) & (overhang > MAX_OVERHANG) & ~ignore
+        rules = [*_rules(reading.units, numbers, boxes, edges, zero), (away, "fatal", _AWAY)]
     usable = np.ones(len(numbers), bool)
     faults: list[tuple[int, Kind, str]] = []
     for broken, kind, reason in rules:  # only the first rule that a box breaks is reported
         faults.extend((row, kind, reason) for row in np.flatnonzero(broken & usable).tolist())
         usable &= ~broken
-    overhang = np.maximum(-boxes[:, :2], boxes[:, 2:] - edges).max(axis=1)
     clipped = "sticks out of the {size} image by {overhang:g} pixels; clipped"
     faults.extend((row, "mendable", clipped) for row in np.flatnonzero(usable & (overhang > 1)).tolist())
     usable &= labels >= 0
@@ -355,6 +365,17 @@ def _usable_objects(
     usable &= ~twice
     ends = np.cumsum(np.bincount(owner[usable], minlength=len(drafts)))
     return ends.tolist(), inside[usable], labels[usable], ignore[usable]
+
+
+_AWAY = (
+    "has most of its area outside the {size} image, by up to {overhang:g} pixels; are the boxes from another size of "
+    "this image? If an object continues there, label the part that is in the image"
+)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    """Return the areas (n,) of boxes (n, 4)."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _rules(
