@@ -1,6 +1,6 @@
 """Labels that detections contradict, ranked by how likely they are wrong, and the labels after accepted suggestions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,7 +103,7 @@ class _Certainty:
             np.sort(every[label == k] if (label == k).sum() >= MIN_RIGHT else every) for k in range(num_classes)
         ]
         found = np.bincount(label, minlength=num_classes)
-        self.recall = np.where(total > 0, found / np.maximum(total, 1), 0)
+        self.recall = (found / np.maximum(total, 1)).tolist()
 
     def __call__(self, label: int, score: float) -> float:
         right = self._right[label]
@@ -115,45 +115,48 @@ def _of_image(
 ) -> list[Suggestion]:
     """Return the suggestions for an image."""
     overlap = box_iou(prediction.boxes, truth.boxes)  # (P, G)
-    same = prediction.labels[:, None] == truth.labels
+    same, fits = prediction.labels[:, None] == truth.labels, overlap >= FITS
     shown = prediction.scores >= np.float32(threshold)
-    fits = shown[:, None] & same & (overlap >= FITS)
-    doubted = ~fits.any(axis=0) & ~truth.ignore
-    free = shown & ~fits.any(axis=1)  # detections that fit no label of their class
-    found: list[Suggestion] = []
+    found_labels = (shown[:, None] & same & fits).any(axis=0)
+    doubted = ~found_labels & ~truth.ignore
+    free = shown & ~(same & fits).any(axis=1)
+    scores = prediction.scores[:, None] * overlap
+    own = (prediction.scores[:, None] * (same & fits)).max(axis=0, initial=0)
+    suggestions: list[Suggestion] = []
 
-    def suggest(kind: str, detection: int, label: int, score: float, about: int) -> None:
-        box = truth.boxes[about] if detection < 0 else prediction.boxes[detection]
-        found.append(Suggestion(image, detection, kind, box.astype(np.float64), label, score, about))
-        if detection >= 0:
-            free[detection] = False
-        if about >= 0:
-            doubted[about] = False
+    def suggest(kind: str, detection: int, about: int, score: float) -> None:
+        box, label = (truth.boxes, truth.labels) if detection < 0 else (prediction.boxes, prediction.labels)
+        row = about if detection < 0 else detection
+        suggestions.append(
+            Suggestion(image, detection, kind, box[row].astype(np.float64), int(label[row]), score, about)
+        )
 
-    own = (prediction.scores[:, None] * (same & (overlap >= FITS))).max(axis=0, initial=0)  # below the threshold
-    other = prediction.scores[:, None] * overlap * (~same & (overlap >= FITS))
-    near = prediction.scores[:, None] * overlap * (same & (overlap >= NEAR) & (overlap < FITS))
-    for kind, table in (("wrong_class", other), ("bad_box", near)):
-        table = table * (free[:, None] & doubted)
-        for detection, about in zip(*np.unravel_index(np.argsort(-table, axis=None, kind="stable"), table.shape), strict=True):
-            if table[detection, about] <= 0:
-                break
-            if free[detection] and doubted[about]:
-                label, score = int(prediction.labels[detection]), float(prediction.scores[detection])
-                certain = certainty(label, score)
-                certain = certain if kind == "wrong_class" else 0.5 + 0.5 * certain
-                suggest(kind, int(detection), label, certain * (1 - float(own[about]) / score), int(about))
-    alone = free & (overlap.max(axis=1, initial=0) < NEAR)
+    for kind, allowed in (("wrong_class", ~same & fits), ("bad_box", same & ~fits & (overlap >= NEAR))):
+        for detection, about in _best_pairs(scores * allowed, free, doubted):
+            certain = certainty(int(prediction.labels[detection]), float(prediction.scores[detection]))
+            certain = certain if kind == "wrong_class" else 0.5 + 0.5 * certain  # few other things cause it
+            suggest(kind, detection, about, certain * (1 - float(own[about] / prediction.scores[detection])))
     inside = share_inside(prediction.boxes, truth.boxes).max(axis=1, initial=0)
-    for detection in np.flatnonzero(alone).tolist():
-        label, score = int(prediction.labels[detection]), float(prediction.scores[detection])
-        suggest("missing_label", detection, label, certainty(label, score) * (1 - float(inside[detection])), -1)
+    for detection in np.flatnonzero(free & (overlap.max(axis=1, initial=0) < NEAR)).tolist():
+        certain = certainty(int(prediction.labels[detection]), float(prediction.scores[detection]))
+        suggest("missing_label", detection, -1, certain * (1 - float(inside[detection])))
     support = (prediction.scores[:, None] * (overlap >= NEAR)).max(axis=0, initial=0)
     for about in np.flatnonzero(doubted).tolist():
-        label = int(truth.labels[about])
-        doubt = certainty.recall[label] * max(1 - float(support[about]) / max(threshold, 1e-6), 0)
-        suggest("spurious_label", -1, label, doubt, about)
-    return found
+        unsupported = max(1 - float(support[about]) / threshold, 0) if threshold else 0.0
+        suggest("spurious_label", -1, about, certainty.recall[int(truth.labels[about])] * unsupported)
+    return suggestions
+
+
+def _best_pairs(scores: np.ndarray, free: np.ndarray, doubted: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield pairs of a detection and a label in descending order of their scores (P, G), which are above 0.
+
+    Each is in one pair at most: it no longer counts as `free` (P,) or `doubted` (G,) then.
+    """
+    rows, columns = np.unravel_index(np.argsort(-scores, axis=None, kind="stable"), scores.shape)
+    for detection, about in zip(rows.tolist(), columns.tolist(), strict=True):
+        if scores[detection, about] > 0 and free[detection] and doubted[about]:
+            free[detection] = doubted[about] = False
+            yield detection, about
 
 
 def question(suggestion: Suggestion, truth: Truth, names: Sequence[str]) -> str:
