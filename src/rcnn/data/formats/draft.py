@@ -206,6 +206,17 @@ class Reading:
         return {name: label for label, name in enumerate(self.names)}
 
 
+def corners_of_xyxy(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n, 4) xyxy as they are, and (n,) bool: which boxes have no size."""
+    return numbers, (numbers[:, :2] == numbers[:, 2:]).any(axis=1)
+
+
+def corners_of_xywh(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Convert (n, 4) x, y, width, height to (n, 4) xyxy and (n,) bool: which boxes have no size."""
+    corner, size = numbers[:, :2], numbers[:, 2:]
+    return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
+
+
 def unknown_class(name: str, known: Sequence[str], draft: Draft) -> str:
     """Return the reason of the fault that a class isn't among those known, with a hint if the image has few faults."""
     near = (
