@@ -15,7 +15,8 @@ from rcnn.config import Data
 from rcnn.data.check import check
 from rcnn.data.convert import convert
 from rcnn.data.dataset import Dataset
-from rcnn.data.formats.find import FORMATS, open_dataset, open_lists, open_splits
+from rcnn.data.formats.find import open_dataset, open_lists, open_splits
+from rcnn.data.formats.registry import FORMATS
 from rcnn.errors import DataError, SettingsError
 from rcnn.images import storage
 from tests.data import sets
@@ -128,6 +129,7 @@ def test_labels_open_nothing_outside_their_set(
     for module in (
         "rcnn.images.storage",
         "rcnn.data.formats.folders",
+        "rcnn.data.formats.lists",
         "rcnn.data.formats.voc",
         "rcnn.data.formats.find",
     ):

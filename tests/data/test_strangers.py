@@ -66,14 +66,6 @@ def test_the_folder_of_images_alone_leads_to_the_data_set(tmp_path: Path) -> Non
         find_layout(tmp_path / "other/images")
 
 
-@pytest.mark.parametrize("header", ["filename;class;xmin;ymin;xmax;ymax", "ImageID,LabelName,XMin,XMax,YMin,YMax"])
-def test_a_table_without_labels_is_refused_with_the_required_columns(tmp_path: Path, header: str) -> None:
-    sets.image(tmp_path / "a.jpg")
-    sets.csv(tmp_path / "labels.csv", ["a.jpg"], header)
-    with pytest.raises(DataError, match=r"labels\.csv must name the columns filename, class, xmin, .* by commas"):
-        find_layout(tmp_path)
-
-
 def test_xml_of_something_else_is_no_annotation(tmp_path: Path) -> None:
     sets.image(tmp_path / "images/a.jpg")
     (tmp_path / "models").mkdir()

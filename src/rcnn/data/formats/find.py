@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,8 +14,9 @@ import numpy as np
 from rcnn.config import Data, Settings
 from rcnn.config.files import check_given, unfit_name
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats import coco, csv_labels, voc, yolo
+from rcnn.data.formats import csv_labels, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish
+from rcnn.data.formats.registry import FORMATS, TABLES
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
@@ -25,8 +25,6 @@ from rcnn.images.sources import is_image
 from rcnn.images.storage import Location, RemotePath, check_regular, location, scan
 
 Split = Literal["train", "val", "test", "all"]
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": csv_labels}
-"""Name of a format -> the module that finds, reads and writes it."""
 _MAX_NAMED_IMAGES = 3
 """Maximum number of damaged images that a note names; `data check` lists all."""
 
@@ -202,22 +200,40 @@ def layout_at(path: Location) -> Layout | None:
             raise DataError(_missing(path))
         if not path.is_dir():
             check_regular(path)
-        layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
+        layouts = [layout for name in FORMATS if name not in TABLES and (layout := FORMATS[name].find(path))]
+        tables, unclear = _tables(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from None
+    if len(layouts) == 1:
+        notes = [f"{table.evidence}: not read, since there is {layouts[0].evidence}" for table in tables]
+        notes += [f"tables: not read, since there is {layouts[0].evidence}"] if unclear else []
+        notes = [f"{note}; give the table itself to read it" for note in notes]
+        return replace(layouts[0], notes=(*layouts[0].notes, *notes))
+    if not layouts and unclear is not None:
+        raise unclear
+    layouts = layouts or tables
     if not layouts:
         return None
-    if len(layouts) > 1 and layouts[-1].format == "csv":  # tables are often made of the annotations beside them
-        extra = layouts.pop()
-        note = f"{extra.evidence}: not read, since there is {layouts[0].evidence}; give the table itself to read it"
-        layouts[0] = replace(layouts[0], notes=(*layouts[0].notes, note))
     if len(layouts) > 1:
         formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
             f"{path}: more than one data set is here: {formats}. "
-            "Give the COCO json, the data.yaml or the Annotations folder itself"
+            "Give the file or the folder of one of them itself: the json, the table, the data.yaml or the Annotations"
         )
     return layouts[0]
+
+
+def _tables(path: Location) -> tuple[list[Layout], DataError | None]:
+    """Return the data sets of tables at a path, and the error if it is unclear which tables are its lists."""
+    layouts, unclear = list[Layout](), None
+    for name in TABLES:
+        try:
+            layout = FORMATS[name].find(path)
+        except DataError as error:
+            unclear = error
+        else:
+            layouts += [layout] if layout else []
+    return layouts, unclear
 
 
 def _missing(path: Location) -> str:

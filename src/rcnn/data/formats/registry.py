@@ -1,0 +1,19 @@
+"""List the formats of data sets."""
+
+from types import ModuleType
+
+from rcnn.data.formats import coco, csv_labels, voc, yolo
+
+FORMATS: dict[str, ModuleType] = {
+    "voc": voc,
+    "coco": coco,
+    "yolo": yolo,
+    "csv": csv_labels,
+}
+"""Name of a format -> the module that finds, reads and perhaps writes it."""
+
+WRITERS = {name: reader for name, reader in FORMATS.items() if hasattr(reader, "write")}
+"""The formats that can be written."""
+
+TABLES = ("csv",)
+"""The formats of tables, which are often made of other annotations in the same folder."""
