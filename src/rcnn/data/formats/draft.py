@@ -108,6 +108,7 @@ class Layout:
         faults: faults of the file that names the lists.
         home: the folder that the user named, or that of the file that the user named; None: `root`.
         annotations: folder of the annotations that the lists refer to (VOC).
+        classes: files that name the classes and may lie outside the folder of the data set (Open Images).
     """
 
     format: str
@@ -119,6 +120,7 @@ class Layout:
     faults: tuple[Fault, ...] = ()
     home: Location | None = None
     annotations: Location | None = None
+    classes: tuple[Location, ...] = ()
 
     @classmethod
     def of_file(cls, format: str, path: Location, split: str) -> "Layout":

@@ -22,7 +22,7 @@ from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
 from rcnn.errors import DataError, ImageError, SettingsError, plural
 from rcnn.images.sources import is_image
-from rcnn.images.storage import Location, RemotePath, check_regular, location, scan
+from rcnn.images.storage import Location, RemotePath, check_regular, identity, location, scan
 
 Split = Literal["train", "val", "test", "all"]
 _MAX_NAMED_IMAGES = 3
@@ -335,7 +335,8 @@ class _Lists:
         if layout.format == "yolo":
             folders += [yolo.labels_beside(folder) for folder in folders if folder is not None]
         places = Places([*dict.fromkeys(str(folder) for folder in folders if folder is not None)])
-        words = (str(self.path), layout, tuple(splits), names and tuple(names), whole, relevant)
+        classes = [identity(file) for file in layout.classes]
+        words = (str(self.path), layout, tuple(splits), names and tuple(names), whole, relevant, classes)
         return remembered(places, words, read, is_same, self._beside)
 
     def _beside(self, folder: str) -> list[str]:

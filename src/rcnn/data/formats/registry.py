@@ -2,18 +2,19 @@
 
 from types import ModuleType
 
-from rcnn.data.formats import coco, csv_labels, voc, yolo
+from rcnn.data.formats import coco, csv_labels, openimages, voc, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "voc": voc,
     "coco": coco,
     "yolo": yolo,
     "csv": csv_labels,
+    "openimages": openimages,
 }
 """Name of a format -> the module that finds, reads and perhaps writes it."""
 
 WRITERS = {name: reader for name, reader in FORMATS.items() if hasattr(reader, "write")}
 """The formats that can be written."""
 
-TABLES = ("csv",)
+TABLES = ("csv", "openimages")
 """The formats of tables, which are often made of other annotations in the same folder."""
