@@ -2,13 +2,14 @@
 
 from types import ModuleType
 
-from rcnn.data.formats import coco, csv_labels, openimages, voc, yolo
+from rcnn.data.formats import coco, csv_labels, huggingface, openimages, voc, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "voc": voc,
     "coco": coco,
     "yolo": yolo,
     "csv": csv_labels,
+    "huggingface": huggingface,
     "openimages": openimages,
 }
 """Name of a format -> the module that finds, reads and perhaps writes it."""
