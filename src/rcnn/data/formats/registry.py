@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from rcnn.data.formats import coco, csv_labels, huggingface, openimages, voc, yolo
+from rcnn.data.formats import coco, csv_labels, huggingface, label_studio, openimages, voc, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "voc": voc,
@@ -10,6 +10,7 @@ FORMATS: dict[str, ModuleType] = {
     "yolo": yolo,
     "csv": csv_labels,
     "huggingface": huggingface,
+    "label_studio": label_studio,
     "openimages": openimages,
 }
 """Name of a format -> the module that finds, reads and perhaps writes it."""
