@@ -62,7 +62,7 @@ def test_the_folder_of_images_alone_leads_to_the_data_set(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=rf"no annotations next to them\. There is a data set .*; give {root}$"):
         find_layout(root / "images")
     sets.image(tmp_path / "other/images/a.jpg")
-    with pytest.raises(DataError, match=r"no annotations next to them\.$"):
+    with pytest.raises(DataError, match=r"no annotations next to them\. Looked for VOC"):
         find_layout(tmp_path / "other/images")
 
 

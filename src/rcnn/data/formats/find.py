@@ -14,15 +14,15 @@ import numpy as np
 from rcnn.config import Data, Settings
 from rcnn.config.files import check_given, unfit_name
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats import csv_labels, yolo
+from rcnn.data.formats import yolo
 from rcnn.data.formats.draft import Layout, Reading, finish
 from rcnn.data.formats.registry import FORMATS, TABLES
+from rcnn.data.formats.unrecognised import explain
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
 from rcnn.errors import DataError, ImageError, SettingsError, plural
-from rcnn.images.sources import is_image
-from rcnn.images.storage import Location, RemotePath, check_regular, identity, location, scan
+from rcnn.images.storage import Location, RemotePath, check_regular, identity, location
 
 Split = Literal["train", "val", "test", "all"]
 _MAX_NAMED_IMAGES = 3
@@ -183,7 +183,7 @@ def find_layout(path: str | Location) -> Layout:
     path = path.expanduser() if isinstance(path, Path) else path
     layout = layout_at(path)
     if layout is None:
-        raise DataError(_unrecognised(path))
+        raise DataError(explain(path, _recognises))
     return layout
 
 
@@ -247,35 +247,11 @@ def _missing(path: Location) -> str:
     return f"{path}: there is no such file or folder{looked}{hint}"
 
 
-def _unrecognised(path: Location) -> str:
-    """Return the message for a path where no reader recognises a data set."""
-    if path.is_file():
-        return (
-            f"{path}: not a data set; expected a COCO json with images, annotations and categories, a data.yaml, "
-            f"or a csv with the columns {','.join(csv_labels.COLUMNS)}"
-        )
-    with scan(path) as found:
-        entries = sorted(entry.name for entry in found)
-    if not entries:
-        return f"{path}: the folder is empty"
-    shown = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
-    images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
-    if images and isinstance(path, Path) and _is_data(above := path.absolute().parent):
-        images += f" There is a data set in the folder above; give {above}"
-    if csv := next((name for name in entries if name.lower().endswith(".csv")), ""):
-        images += f" The first line of {csv} must name the columns {', '.join(csv_labels.NEEDED)}, separated by commas."
-    return (
-        f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
-        f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"
-    )
-
-
-def _is_data(path: Path) -> bool:
-    """Return whether a reader recognises a data set; only folders with a file of a typical name are searched."""
+def _recognises(path: Location) -> bool:
+    """Return whether one data set is recognised at a path."""
     try:
-        promising = any(name.lower().startswith(("annot", "label", "data.y")) for name in os.listdir(path))
-        return promising and any(reader.find(path) is not None for reader in FORMATS.values())
-    except (OSError, DataError):
+        return layout_at(path) is not None
+    except DataError:
         return False
 
 
