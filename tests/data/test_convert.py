@@ -150,7 +150,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     for form, folder, reason in (
         ("yolo", "out", "the folder is not empty"),
         ("yolo", "d/yolo", "inside the data set"),
-        ("json", "new", "choose voc, coco, yolo, csv"),
+        ("openimages", "new", "unknown format `openimages`; choose voc, coco, yolo, csv"),
     ):
         with pytest.raises(SettingsError, match=reason):
             convert(data, form, tmp_path / folder)
