@@ -1,4 +1,4 @@
-"""Write tiny data sets in VOC, COCO, YOLO and CSV format, which tests damage."""
+"""Write tiny data sets of all formats, which tests damage."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -95,3 +95,42 @@ def csv(file: Path, rows: Sequence[str], header: str = "filename,width,height,cl
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
     return file
+
+
+OPEN_IMAGES = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction"
+"""Header of a table of Open Images."""
+
+
+def open_images(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: Mapping[str, str]) -> Path:
+    """Write tables of Open Images with xmin, xmax, ymin, ymax by stem, images in a folder per list, and class names."""
+    for name, images in lists.items():
+        for stem in images:
+            image(root / name / f"{stem}.jpg")
+        rows = [
+            f"{stem},xclick,{ids[label]},1,{','.join(map(str, box))},0,1,0,0"
+            for stem, objects in images.items()
+            for label, box in objects
+        ]
+        csv(root / f"{name}-annotations-bbox.csv", rows, OPEN_IMAGES)
+    (root / "class-descriptions-boxable.csv").write_text("".join(f"{ids[name]},{name}\n" for name in ids))
+    return root
+
+
+def region(label: str, box: Sequence[float]) -> dict[str, Any]:
+    """Return a region of Label Studio for x, y, width, height in percent."""
+    value = dict(zip(("x", "y", "width", "height"), box, strict=True)) | {"rotation": 0, "rectanglelabels": [label]}
+    return {"id": "r", "type": "rectanglelabels", "original_width": WIDTH, "original_height": HEIGHT, "value": value}
+
+
+def label_studio(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]]) -> Path:
+    """Write an export of Label Studio for each list, and images/."""
+    for name, images in lists.items():
+        tasks = list[dict[str, Any]]()
+        for file_name, objects in images.items():
+            image(root / "images" / file_name)
+            result = [region(label, box) for label, box in objects]
+            path = f"/data/upload/1/0a1b2c3d-{file_name}"
+            annotations = [{"id": 1, "was_cancelled": False, "result": result}]
+            tasks.append({"id": len(tasks) + 1, "annotations": annotations, "data": {"image": path}})
+        write_json(root / f"{name}.json", tasks)
+    return root

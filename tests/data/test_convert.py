@@ -11,6 +11,7 @@ from rcnn.config import Data
 from rcnn.data.convert import convert
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_dataset, open_lists
+from rcnn.data.formats.registry import WRITERS
 from rcnn.errors import SettingsError
 from rcnn.result import Result
 from tests.data import sets
@@ -53,7 +54,7 @@ def test_voc_to_coco_to_yolo_to_voc_keeps_boxes_lists_and_bytes(tmp_path: Path) 
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.floats(0, 58), st.floats(2, 38), st.floats(0.01, 1), st.floats(0.01, 1)), max_size=4))
-@pytest.mark.parametrize("form", ["voc", "coco", "yolo", "csv"])
+@pytest.mark.parametrize("form", WRITERS)
 def test_any_boxes_survive(tmp_path_factory: pytest.TempPathFactory, form: str, shares: list[tuple]) -> None:
     root = tmp_path_factory.mktemp("law")
     boxes = [(x, y, wide * (60 - x), high * (40 - y)) for x, y, wide, high in shares]
@@ -113,7 +114,7 @@ def test_coco_keeps_its_ids(tmp_path: Path) -> None:
     assert [record.id for record in again.records] == [1, 2]
 
 
-@pytest.mark.parametrize("form", ["voc", "coco", "yolo", "csv"])
+@pytest.mark.parametrize("form", WRITERS)
 def test_images_of_one_name_in_two_folders_stay_apart(tmp_path: Path, form: str) -> None:
     files = {"x/1.jpg": [("dog", (2, 3, 9, 10))], "y/1.jpg": [("dog", (5, 3, 9, 10))], "y/1.png": []}
     (data,) = open_lists(sets.coco(tmp_path / "c", {"train": files}, {"dog": 3}), Data())
@@ -149,7 +150,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     for form, folder, reason in (
         ("yolo", "out", "the folder is not empty"),
         ("yolo", "d/yolo", "inside the data set"),
-        ("json", "new", "choose voc, coco, yolo, csv"),
+        ("openimages", "new", "unknown format `openimages`; choose voc, coco, yolo, csv"),
     ):
         with pytest.raises(SettingsError, match=reason):
             convert(data, form, tmp_path / folder)

@@ -15,7 +15,8 @@ from rcnn.config import Data
 from rcnn.data.check import check
 from rcnn.data.convert import convert
 from rcnn.data.dataset import Dataset
-from rcnn.data.formats.find import FORMATS, open_dataset, open_lists, open_splits
+from rcnn.data.formats.find import open_dataset, open_lists, open_splits
+from rcnn.data.formats.registry import FORMATS, WRITERS
 from rcnn.errors import DataError, SettingsError
 from rcnn.images import storage
 from tests.data import sets
@@ -48,7 +49,7 @@ def described(dataset: Dataset, root: object) -> list[object]:
     return [dataset.format, dataset.split, dataset.names, dataset.category_ids, records, faults, notes]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITERS)
 def test_every_format_is_read_like_a_local_set(form: str, tmp_path: Path, place: Place) -> None:
     root = make(form, tmp_path)
     address = place(root)
@@ -64,11 +65,41 @@ def test_every_format_is_read_like_a_local_set(form: str, tmp_path: Path, place:
     assert reports[0].lists == reports[1].lists
 
 
-@pytest.mark.parametrize("form", ["coco", "yolo", "csv"])
+def read_only(form: str, root: Path) -> Path:
+    """Write a data set of a format that can't be written."""
+    if form == "openimages":
+        shares = {"train": {"a b": [("dog", (0.1, 0.2, 0.3, 0.4))]}, "val": {"d": [("dog", (0, 0.6, 0, 0.8))]}}
+        return sets.open_images(root, shares, {"dog": "/m/1", "cat": "/m/2"})
+    train = {"a b.jpg": [("dog", (10, 20, 30, 40))], "c.jpg": []}
+    return sets.label_studio(root, {"train": train, "val": {"d.jpg": [("cat", (5, 6, 7, 8))]}})
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form not in WRITERS])
+def test_formats_that_can_only_be_read_are_read_like_local_ones(form: str, tmp_path: Path, place: Place) -> None:
+    root = read_only(form, tmp_path / "set")
+    address = place(root)
+    for path in ("", "/train.json" if form == "label_studio" else "/train-annotations-bbox.csv"):
+        here, there = (open_dataset(f"{top}{path}", "all", Data()) for top in (root, address))
+        assert here.format == form
+        assert described(here, root) == described(there, address)
+
+
+def test_no_names_of_classes_are_read_above_a_remote_set(tmp_path: Path, memory: Any) -> None:
+    root = read_only("openimages", tmp_path / "set")
+    (root / "class-descriptions-boxable.csv").rename(tmp_path / "class-descriptions-boxable.csv")
+    for key, content in files_below(tmp_path).items():
+        memory.pipe(f"/bucket/{key}", content)
+    assert open_dataset(root, "all", Data()).names == ("dog",)
+    assert open_dataset("memory://bucket/set", "all", Data()).names == ("/m/1",)
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "csv", "huggingface"])
 def test_a_file_that_is_a_list_is_found_at_its_address(form: str, tmp_path: Path, place: Place) -> None:
     root = make(form, tmp_path)
     address = place(root)
-    name = {"coco": "annotations/train.json", "yolo": "data.yaml", "csv": "train/_annotations.csv"}[form]
+    name = {"coco": "annotations/train.json", "yolo": "data.yaml", "csv": "train/_annotations.csv"}.get(
+        form, "train/metadata.jsonl"
+    )
     here, there = (open_dataset(f"{path}/{name}", "all", Data(), decode=False) for path in (root, address))
     assert described(here, root) == described(there, address)
 
@@ -84,6 +115,10 @@ def named(form: str, root: Path, name: str) -> None:
         file = root / "train/_annotations.csv"
         head, first, *rest = file.read_text().splitlines()
         file.write_text("\n".join([head, ",".join([name, *first.split(",")[1:]]), *rest]))
+    elif form == "huggingface":
+        file = root / "train/metadata.jsonl"
+        first, *rest = file.read_text().splitlines()
+        file.write_text("\n".join([json.dumps(json.loads(first) | {"file_name": name}), *rest]))
     elif form == "yolo":
         (root / "train.txt").write_text(f"{name}\n./images/train/ü#.jpg\n")
         (root / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [cat, dog]\n")
@@ -92,7 +127,7 @@ def named(form: str, root: Path, name: str) -> None:
         file.write_text(re.sub("<filename>.*?</filename>", lambda _: f"<filename>{name}</filename>", file.read_text()))
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITERS)
 @pytest.mark.parametrize(
     "name",
     [
@@ -128,8 +163,10 @@ def test_labels_open_nothing_outside_their_set(
     for module in (
         "rcnn.images.storage",
         "rcnn.data.formats.folders",
+        "rcnn.data.formats.lists",
+        "rcnn.data.formats.openimages",
         "rcnn.data.formats.voc",
-        "rcnn.data.formats.find",
+        "rcnn.data.formats.unrecognised",
     ):
         monkeypatch.setattr(f"{module}.scan", listed)
     try:
@@ -154,7 +191,7 @@ def test_a_yaml_names_no_folder_outside_its_own(entry: str, memory: Any) -> None
     assert "memory://bucket/other" not in str(error.value)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITERS)
 def test_a_remote_image_is_asked_for_once_at_a_start(
     form: str, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,10 +207,10 @@ def test_a_remote_image_is_asked_for_once_at_a_start(
         assert max(count for path, count in asked.items() if "/JPEGImages" in path) <= 2
 
 
-@pytest.mark.parametrize("form", ["coco", "yolo", "csv"])
+@pytest.mark.parametrize("form", ["coco", "yolo", "csv", "huggingface"])
 def test_labels_may_name_addresses_below_their_set(form: str, tmp_path: Path, s3: Any) -> None:
     root = make(form, tmp_path)
-    folder = {"coco": "images", "yolo": "images/train", "csv": "train"}[form]
+    folder = {"coco": "images", "yolo": "images/train"}.get(form, "train")
     named(form, root, f"s3://bucket/set/{folder}/a b.jpg")
     upload(s3, root, "set/")
     found = open_dataset("s3://bucket/set", "train", Data(on_fault="skip"))

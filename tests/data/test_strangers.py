@@ -62,16 +62,8 @@ def test_the_folder_of_images_alone_leads_to_the_data_set(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=rf"no annotations next to them\. There is a data set .*; give {root}$"):
         find_layout(root / "images")
     sets.image(tmp_path / "other/images/a.jpg")
-    with pytest.raises(DataError, match=r"no annotations next to them\.$"):
+    with pytest.raises(DataError, match=r"no annotations next to them\. Looked for VOC"):
         find_layout(tmp_path / "other/images")
-
-
-@pytest.mark.parametrize("header", ["filename;class;xmin;ymin;xmax;ymax", "ImageID,LabelName,XMin,XMax,YMin,YMax"])
-def test_a_table_without_labels_is_refused_with_the_required_columns(tmp_path: Path, header: str) -> None:
-    sets.image(tmp_path / "a.jpg")
-    sets.csv(tmp_path / "labels.csv", ["a.jpg"], header)
-    with pytest.raises(DataError, match=r"labels\.csv must name the columns filename, class, xmin, .* by commas"):
-        find_layout(tmp_path)
 
 
 def test_xml_of_something_else_is_no_annotation(tmp_path: Path) -> None:

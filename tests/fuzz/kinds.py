@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from rcnn.config import to_yaml
+from rcnn.data.formats.registry import WRITERS
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of
 from rcnn.runtime.graph import ENTRY, entries
@@ -83,7 +84,7 @@ def reading(data: str, rng: Random) -> Mutant:
     commands = (
         ("data", "check", data),
         ("data", "stats", data, "--out", "out/stats"),
-        ("data", "convert", data, "--to", rng.choice(("voc", "coco", "yolo", "csv")), "--out", "out/copy"),
+        ("data", "convert", data, "--to", rng.choice((*WRITERS,)), "--out", "out/copy"),
         ("train", data, "--dry-run", *OVERRIDES),
     )
     return Mutant(rng.choice(commands), (0, 3))
@@ -148,6 +149,68 @@ def csv(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant
     write(folder / "data/_annotations.csv", text.encode(errors="surrogatepass"))
     if number % 2 == 0:
         damage(folder / "data/_annotations.csv", rng)
+    return reading("data", rng)
+
+
+def table(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damage a table without a header, or its file of classes."""
+    rows = [f"{name},{4 + i},5,{20 + i},30,{NAMES[i]}\n" for i, name in enumerate(images(folder / "data"))]
+    write(folder / "data/annotations.csv", "".join(rows))
+    write(folder / "data/classes.csv", "".join(f"{name},{i}\n" for i, name in enumerate(NAMES)))
+    damage(folder / ("data/classes.csv" if number % 4 == 3 else "data/annotations.csv"), rng)
+    return reading("data", rng)
+
+
+def open_images(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damage a table of Open Images, or its file of classes."""
+    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf\n"
+    stems = [name[0] for name in images(folder / "data/train")]
+    rows = [f"{stem},xclick,/m/{i},1,0.{i + 1},0.6,0.2,0.75,0,{i}\n" for stem in (*stems, "9") for i in range(2)]
+    write(folder / "data/train-annotations-bbox.csv", "".join([header, *rows]))
+    write(folder / "data/class-descriptions-boxable.csv", "".join(f"/m/{i},{name}\n" for i, name in enumerate(NAMES)))
+    target = "class-descriptions-boxable.csv" if number % 4 == 3 else "train-annotations-bbox.csv"
+    damage(folder / "data" / target, rng)
+    return reading("data", rng)
+
+
+def label_studio(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damage an export JSON, or JSON-MIN."""
+    size = {"original_width": SIDE, "original_height": SIDE, "image_rotation": 0}
+    box = {"x": 10.5, "y": 20, "width": 30, "height": 40, "rotation": 15}
+    shapes = [
+        {"type": "rectanglelabels", "value": {**box, "rectanglelabels": [NAMES[0]]}},
+        {"type": "polygonlabels", "value": {"points": [[1, 2], [30, 4], [5, 60]], "polygonlabels": [NAMES[1]]}},
+        {"type": "ellipselabels", "value": {"x": 50, "y": 50, "radiusX": 9, "radiusY": 8, "ellipselabels": [NAMES[1]]}},
+        {"type": "keypointlabels", "value": {"x": 50, "y": 50, "width": 1, "keypointlabels": [NAMES[1]]}},
+    ]
+    result = [{"id": f"r{i}", "to_name": "image", **size, **shape} for i, shape in enumerate(shapes)]
+    annotation = {"id": 1, "was_cancelled": False, "ground_truth": False, "result": result}
+    tasks = [
+        {"id": i, "annotations": [annotation] * (i + 1), "data": {"image": f"/data/upload/1/0a1b2c3d-{name}"}}
+        for i, name in enumerate(images(folder / "data/images"))
+    ]
+    flat = [{"id": i, "image": f"{i}.png", "label": [{**box, **size, "rectanglelabels": [NAMES[i]]}]} for i in range(2)]
+    damaged(folder / "data/project.json", flat if number % 5 == 4 else tasks, number, rng, values, json.dumps)
+    return reading("data", rng)
+
+
+def hugging_face(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damage a metadata.jsonl, or the description of its classes."""
+    objects = {"bbox": [[3, 4, 9.5, 10], [5, 6, 7, 8]], "category": [0, 1]}
+    rows: list[Any] = [
+        {"file_name": name, "width": SIDE, "height": SIDE, "objects": objects} for name in images(folder / "data/train")
+    ]
+    label = {"names": [*NAMES], "_type": "ClassLabel"}
+    info = {"features": {"objects": {"feature": {"category": label}, "_type": "Sequence"}}}
+    write(folder / "data/dataset_info.json", json.dumps(info))
+    if number % 8 == 7:
+        damaged(folder / "data/dataset_info.json", info, rng.randrange(2), rng, values, json.dumps)
+    elif number % 2:
+        rows[0] = mutate_tree(rows[0], values, rng)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write(folder / "data/train/metadata.jsonl", text.encode(errors="surrogatepass"))
+    if number % 2 == 0:
+        damage(folder / "data/train/metadata.jsonl", rng)
     return reading("data", rng)
 
 
@@ -427,6 +490,10 @@ KINDS: dict[str, Kind] = {
     "yolo": yolo,
     "data.yaml": data_yaml,
     "csv": csv,
+    "table without a header": table,
+    "openimages": open_images,
+    "label_studio": label_studio,
+    "huggingface": hugging_face,
     "config": config,
     "safetensors": safetensors,
     "onnx": partial(graph, graphs.write_onnx, ["model.onnx"]),

@@ -2,7 +2,9 @@ import importlib
 import os
 import pickle
 import string
+from collections import deque
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +301,31 @@ def test_missing_packages_are_named(scheme: str, monkeypatch: pytest.MonkeyPatch
         install = r"'rcnn\[remote\]'" if package in storage.EXTRA else package
         with pytest.raises(StorageError, match=rf"needs the package {package}, .* pip install {install}$"):
             read_bytes(location(f"{scheme}://name/a.jpg"), 5)
+
+
+@pytest.mark.parametrize("text", ["", "a,ü\r\n\nb\rc", "\ufeffx;y\n" + "line of a long table\n" * 200_000])
+def test_a_text_is_read_line_by_line_wherever_it_is(text: str, tmp_path: Path, place: Callable[[Path], str]) -> None:
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8", newline="")
+    size = (tmp_path / "t.csv").stat().st_size
+    for file in (tmp_path / "t.csv", location(f"{place(tmp_path)}/t.csv")):
+        with storage.open_text(file, size) as lines:
+            assert "".join(lines) == text.removeprefix("\ufeff")
+        if size:
+            with pytest.raises(UnfitFile, match="too many"), storage.open_text(file, size - 1) as lines:
+                deque(lines, maxlen=0)
+    with pytest.raises(FileNotFoundError), storage.open_text(location(f"{place(tmp_path)}/none.csv"), 9):
+        pass
+
+
+def test_a_text_that_is_cut_off_by_the_server_is_not_taken_for_all_of_it(
+    serve: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.csv").write_text("line\n" * 1_000_000)
+
+    def send_half(_: object, source: Any, target: Any) -> None:
+        target.write(source.read(2_500_000))
+
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "copyfile", send_half)
+    file = location(f"{serve(tmp_path)}/t.csv")
+    with pytest.raises(StorageError, match=r"t\.csv: can't be reached"), storage.open_text(file, 10**7) as lines:
+        deque(lines, maxlen=0)

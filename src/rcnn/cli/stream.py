@@ -24,7 +24,7 @@ from rcnn.images.storage import Location, RemotePath, common_folder, image_locat
 from rcnn.result import Result
 from rcnn.training.distributed import join_processes
 
-LIST_SUFFIXES = {".json", ".yaml", ".yml", ".csv"}
+LIST_SUFFIXES = {".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv"}
 """Suffixes of files that may list images."""
 MAX_PRINTED_IMAGES = 5
 """Number of images whose counts are printed one by one."""

@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from http import HTTPStatus
-from io import BytesIO, TextIOWrapper
+from io import BufferedReader, BytesIO, RawIOBase, TextIOWrapper
 from pathlib import Path
 from socket import gaierror
 from tempfile import NamedTemporaryFile
-from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Self, TextIO, TypeVar
 from urllib.parse import parse_qsl, quote, unquote
 
 from rcnn.config import files
@@ -541,6 +541,52 @@ def read_text(location: Location, max_bytes: int) -> str:
         return text.read()
 
 
+@contextmanager
+def open_text(location: Location, max_bytes: int) -> Iterator[TextIO]:
+    """Open a UTF-8 file that is too large for the memory, to read it line by line.
+
+    A byte order mark is left out, and the ends of the lines are kept as they are. A remote file is received while it is
+    read; a web server that fails in between is not asked again.
+
+    Raises:
+        OSError, UnfitFile, StorageError: as for `read_bytes`, also while the file is read.
+        UnicodeDecodeError: while the file is read: it is not UTF-8.
+    """
+    if isinstance(location, Path):
+        files.check_regular(location, max_bytes)
+        with location.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+        return
+    filesystem = _filesystem(location)
+    with (
+        _asked(location, lambda: _stream(filesystem, location)) as source,
+        BufferedReader(_Received(location, source, max_bytes), MB) as content,
+        TextIOWrapper(content, encoding="utf-8-sig", newline="") as file,
+    ):
+        yield file
+
+
+class _Received(RawIOBase):
+    """The content of a remote file, of at most `max_bytes` bytes, as it is received. Errors are those of `_asked`."""
+
+    def __init__(self, path: "RemotePath", source: Any, max_bytes: int) -> None:
+        self._path, self._source, self._left, self._most = path, source, max_bytes, max_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            piece: bytes = _asked(self._path, lambda: self._source.read(len(buffer)), tries=1)
+        except _EmptyFile:
+            return 0
+        self._left -= len(piece)
+        if self._left < 0:
+            raise UnfitFile(f"it has more than {self._most // MB:,} MB, which are too many for such a file")
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
 def check_regular(location: Location) -> None:
     """Check that a location may be opened as a file.
 
@@ -855,7 +901,7 @@ class _EmptyFile(Exception):
     """A part of an empty file was requested, which some servers refuse."""
 
 
-def _asked(path: RemotePath, request: Callable[[], Answer]) -> Answer:
+def _asked(path: RemotePath, request: Callable[[], Answer], tries: int = TRIES) -> Answer:
     """Return the answer to a request, or raise an error that names the location and has no credentials.
 
     The errors of the packages are not shown, since they may contain addresses with signatures.
@@ -864,12 +910,12 @@ def _asked(path: RemotePath, request: Callable[[], Answer]) -> Answer:
         FileNotFoundError, IsADirectoryError: as usual.
         StorageError: as for `read_bytes`.
     """
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(1, tries + 1):
         try:
             return request()
         except Exception as error:
             failure, again = _translated(path, error)
-            if not again or attempt == TRIES:
+            if not again or attempt == tries:
                 raise failure from None
         time.sleep(PAUSE_SECONDS * attempt)
     raise AssertionError("unreachable: the last try returns or raises")

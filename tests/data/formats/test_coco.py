@@ -108,7 +108,6 @@ def test_val_is_read_by_name_not_by_number(tmp_path: Path) -> None:
         ('{"a": ' + "1" * 5000 + "}", "", "malformed json: .*digits"),
         ('{"images": [], "annotations": {}}', "", "there is no array `annotations`, `categories`; is this COCO"),
         (b'\xef\xbb\xbf{"images": [],\n"annotations": "\xff"}', ":2", r"train\.json:2: this is not UTF-8 text"),
-        ("[]", "", "there is no array `images`, `annotations`, `categories`; is this COCO detection"),
         ("null", "", "there is no array `images`, `annotations`, `categories`; is this COCO detection"),
     ],
 )

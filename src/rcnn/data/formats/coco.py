@@ -2,12 +2,9 @@
 
 import gc
 import json
-import math
 import re
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,13 +13,25 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, listed, relative_name, unknown_class
+from rcnn.data.formats.draft import (
+    Draft,
+    Layout,
+    Reading,
+    corners_of_xywh,
+    listed,
+    relative_name,
+    unknown_class,
+)
 from rcnn.data.formats.folders import copy_images, root_of, write_text
+from rcnn.data.formats.json_tree import MalformedJson, floats, is_int, is_list, is_numbers, load_json
 from rcnn.data.formats.named_images import NamedImages
 from rcnn.errors import DataError
-from rcnn.images.storage import Location, is_address, normal, read_ends, read_text, shown, slashed
+from rcnn.images.storage import Location, is_address, normal, read_ends, read_start, read_text, shown, slashed
 
-_OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "notes.json")  # Label Studio's
+_OTHER_TASKS = (
+    *("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_"),
+    *("notes.json", "dataset_info"),  # beside YOLO sets of Label Studio, and images of Hugging Face
+)
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
 _HEAD_BYTES = 1 << 20
 _ARRAYS = ("images", "annotations", "categories")
@@ -38,7 +47,7 @@ def find(path: Location) -> Layout | None:
         DataError: several files could be one list.
     """
     if path.is_file():
-        if path.suffix.lower() != ".json":
+        if path.suffix.lower() != ".json" or is_list(read_start(path, _HEAD_BYTES)):
             return None
         return Layout.of_file("coco", path, _split_of(path.stem))
     for folder in (path / "annotations", path / "Annotations", path):
@@ -58,7 +67,7 @@ def _is_coco(path: Location) -> bool:
     if path.name.startswith(_OTHER_TASKS) or path.is_dir():
         return False
     text = read_ends(path, _HEAD_BYTES)
-    return any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
+    return not is_list(text) and any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
 def _split_of(stem: str) -> str:
@@ -83,7 +92,7 @@ def _lists(files: Sequence[Location]) -> dict[str, tuple[Location, ...]]:
 
 def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images of json files. Without `names`, classes are the categories of the first file, by id."""
-    reading = Reading(_corners, names=tuple(names or ()))
+    reading = Reading(corners_of_xywh, names=tuple(names or ()))
     # Python would search the growing tree for reference cycles. It has none, and this takes a third of the time.
     collects_garbage = gc.isenabled()
     gc.disable()
@@ -101,15 +110,9 @@ def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | Non
 def _load(path: Location, reading: Reading) -> dict[str, list[Any]] | None:
     """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
-        tree = json.loads(read_text(path, MAX_JSON_BYTES), object_pairs_hook=partial(_fields, path, reading.faults))
-    except json.JSONDecodeError as error:
-        where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
-    except UnicodeDecodeError as error:
-        where, reason = f"{path}:{error.object.count(10, 0, error.start) + 1}", "this is not UTF-8 text"
-    except (RecursionError, ValueError) as error:  # arrays nested too deeply, numbers with thousands of digits
-        where, reason = str(path), f"malformed json: {error}"
-    except (OSError, MemoryError) as error:
-        where, reason = str(path), str(error) or "the file does not fit into the memory"
+        tree = load_json(path, MAX_JSON_BYTES, reading.faults, left_out=("segmentation",))
+    except MalformedJson as error:
+        where, reason = error.where, str(error)
     else:
         arrays = {name for name, value in tree.items() if isinstance(value, list)} if isinstance(tree, dict) else set()
         missing = [name for name in _ARRAYS if name not in arrays]
@@ -118,25 +121,6 @@ def _load(path: Location, reading: Reading) -> dict[str, list[Any]] | None:
         where, reason = str(path), f"there is no array `{'`, `'.join(missing)}`; is this COCO detection?"
     reading.faults.append(Fault(where, reason, "fatal"))
     return None
-
-
-def _fields(path: Location, faults: list[Fault], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of a file that is being parsed, without polygons, which are most of it.
-
-    Repeated keys are added to the faults of the file.
-    """
-    fields = dict(pairs)
-    first: dict[str, Any] = {}
-    for key, value in pairs if len(fields) < len(pairs) else ():
-        if key in first and key != "segmentation" and len(faults) < MAX_FAULTS:
-            owner = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
-            reason = f"the key `{key:.50}`{owner} occurs twice, as {first[key]!r:.50} and as {value!r:.50}"
-            same = first[key] == value
-            reason += "" if same else "; keep one of the two"
-            faults.append(Fault(str(path), reason, "mendable" if same else "fatal"))
-        first.setdefault(key, value)
-    fields.pop("segmentation", None)
-    return fields
 
 
 @dataclass
@@ -181,7 +165,7 @@ class _File:
         taken: set[str] = set()
         for where, item in self._objects("categories", items):
             number, name = item.get("id"), item.get("name")
-            if not _is_int(number) or not isinstance(name, str) or not name:
+            if not is_int(number) or not isinstance(name, str) or not name:
                 self.reading.fault(where, "a category needs an integer as id and a name")
             elif number in names:
                 self.reading.fault(where, f"two categories with the id {number}: `{names[number]}` and `{name}`")
@@ -213,7 +197,7 @@ class _File:
                 by_name[draft.name].fault(where, reason)
             drafts[number] = by_name.setdefault(draft.name, draft)
             height, width = item.get("height"), item.get("width")
-            if _is_int(height) and _is_int(width) and height > 0 and width > 0:
+            if is_int(height) and is_int(width) and height > 0 and width > 0:
                 draft.declared = (height, width)
         if drafts and not any(draft.path for draft in drafts.values()):
             first = next(iter(drafts.values()))
@@ -232,13 +216,13 @@ class _File:
                 )
                 continue
             category = item.get("category_id")
-            name = categories.get(category) if _is_int(category) else None
+            name = categories.get(category) if is_int(category) else None
             if name is None:
                 draft.fault(where, f"category_id {category!r:.50} is not among the categories {listed(categories)}")
             elif name not in labels:
                 draft.fault(where, unknown_class(name, list(labels), draft))
             box = item.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not {*map(type, box)} <= {int, float}:
+            if not is_numbers(box) or len(box) != 4:
                 draft.fault(where, f"bbox must be four numbers x, y, width, height; found {box!r:.200}")
                 continue
             crowd, left_out = item.get("iscrowd"), item.get("ignore")
@@ -248,7 +232,7 @@ class _File:
             if isinstance(item.get("id"), bool):
                 draft.fault(where, f"id must be a number; found {item['id']}")
                 continue
-            draft.add(where, labels.get(name or ""), _floats(box), ignore=bool(crowd or left_out))
+            draft.add(where, labels.get(name or ""), floats(box), ignore=bool(crowd or left_out))
 
 
 def _groups(categories: list[Any]) -> frozenset[str]:
@@ -264,24 +248,6 @@ def _places(json_file: Location, root: Location) -> list[Location]:
     inner += [f"images/{_split_of(word)}", _split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
     places = dict.fromkeys(normal(base / name) for base in dict.fromkeys((json_file.parent, root)) for name in inner)
     return [place for place in places if place.is_dir()]
-
-
-def _floats(box: list[float]) -> Sequence[float]:
-    """Return the numbers as floats; integers that are too large for a float become infinite."""
-    try:
-        return array("d", box)
-    except OverflowError:
-        return [math.inf if abs(number) > 1e308 else number for number in box]
-
-
-def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert (n, 4) x, y, width, height to (n, 4) xyxy and (n,) bool: which boxes have no size."""
-    corner, size = numbers[:, :2], numbers[:, 2:]
-    return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_id(value: object) -> TypeGuard[int | str]:

@@ -1,27 +1,29 @@
-"""Find, read and write CSV labels: one row per object, with a header, as in Roboflow's and TensorFlow's examples."""
+"""Find, read and write CSV labels: one row per object, with a header, or without one as keras-retinanet has them."""
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from rcnn.config import Data
 from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset
-from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, copy_images, lost_classes, root_of, write_text
+from rcnn.data.formats.draft import Draft, Layout, Reading, corners_of_xyxy
+from rcnn.data.formats.folders import copy_images, lost_classes, write_text
+from rcnn.data.formats.lists import MAX_INSPECTED, find_lists
 from rcnn.data.formats.named_images import NamedImages, usual_places
+from rcnn.data.formats.seen_classes import SeenClasses
+from rcnn.data.formats.table_rows import first_rows, rows, wrong_length
 from rcnn.errors import DataError
-from rcnn.images.storage import Location, read_start, read_text
+from rcnn.images.sources import is_image
+from rcnn.images.storage import Location
 
 MAX_CSV_BYTES = 256 * MB
 """Maximum size of a table, bytes."""
 
 MAX_TABLE_ROWS = 500_000
-"""Maximum number of lines of a table; those of 5,000 images take 6 s on one core."""
+"""Maximum number of lines of a table below its header."""
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
 SCORE = "score"
@@ -30,9 +32,87 @@ SCORE = "score"
 GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")
 """First characters of a text that gets an apostrophe in results: a formula to a spreadsheet, or an apostrophe."""
 
-NEEDED = ("filename", "class", "xmin", "ymin", "xmax", "ymax")
-_HEAD_BYTES = 4096
-_SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+NEEDED = ("filename", "class", *CORNERS)
+SYNONYMS = {
+    "filename": ("file_name", "file", "image", "image_path", "image_name", "image_file", "image_filename", "image_id")
+    + ("img", "img_path", "path", "filepath", "file_path"),
+    "class": ("class_name", "classname", "label", "label_name", "category", "category_name"),
+    "width": ("image_width", "img_width"),
+    "height": ("image_height", "img_height"),
+    "xmin": ("x_min", "x1", "left"),
+    "ymin": ("y_min", "y1", "top"),
+    "xmax": ("x_max", "x2", "right"),
+    "ymax": ("y_max", "y2", "bottom"),
+}
+"""Column -> other names of it, which count if there is no column of this name."""
+
+QUADRILATERAL = {"x3", "y3"}
+"""Columns of tables in which x1, y1, x2, y2 are not two opposite corners."""
+
+HEADERLESS = ("filename", *CORNERS, "class")
+"""Columns of a table without a header."""
+
+DELIMITERS = (",", ";", "\t")
+SUFFIXES = (".csv", ".tsv")
+ID_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Suffixes of images that a table names without their suffix."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a table is to be read.
+
+    Attributes:
+        delimiter: between cells.
+        header: names of the columns, in lower case and with underscores.
+        has_header: whether the first row contains them.
+        columns: names of `COLUMNS` -> indices of the columns that could be meant.
+    """
+
+    delimiter: str
+    header: Sequence[str]
+    has_header: bool
+    columns: Mapping[str, Sequence[int]]
+
+
+def dialect_of(path: Location) -> Dialect | None:
+    """Return the dialect of a table of labels; None if a file is something else."""
+    for delimiter in DELIMITERS:
+        head = first_rows(path, delimiter)
+        header = [cell.lower().replace(" ", "_") for cell in head[0]] if head else []
+        columns = _columns(header)
+        if columns.keys() >= {*NEEDED} and not QUADRILATERAL & {*header}:
+            return Dialect(delimiter, header, True, columns)
+        if head and is_image(head[0][0]) and any(map(_is_object, head)):
+            return Dialect(delimiter, HEADERLESS, False, _columns(HEADERLESS))
+    return None
+
+
+def _columns(header: Sequence[str]) -> dict[str, list[int]]:
+    """Return the indices of the columns that have the name of each of `COLUMNS`, or else a synonym of it."""
+    columns: dict[str, list[int]] = {}
+    for name in COLUMNS:
+        exact = [index for index, cell in enumerate(header) if cell == name]
+        found = exact or [index for index, cell in enumerate(header) if cell in SYNONYMS[name]]
+        if found:
+            columns[name] = found
+    return columns
+
+
+def _is_object(cells: Sequence[str]) -> bool:
+    """Return whether the cells are those of a row without a header: an image, four numbers or none, and a class."""
+    if len(cells) != len(HEADERLESS) or not is_image(cells[0]):
+        return False
+    return not any(cells[1:]) or (bool(cells[5]) and all(map(_is_number, cells[1:5])))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def find(path: Location) -> Layout | None:
@@ -41,23 +121,7 @@ def find(path: Location) -> Layout | None:
     Raises:
         DataError: several tables could be one list.
     """
-    if path.is_file():
-        if path.suffix.lower() != ".csv" or not _is_table(path):
-            return None
-        return Layout.of_file("csv", path, _split_of(path.stem))
-    files = _tables(path)
-    named = [(_split_of(file.stem), file) for file in files]
-    if not files:
-        named = [(split, file) for name, split in _SPLITS.items() for file in _tables(path / name)]
-    lists: dict[str, tuple[Location, ...]] = {}
-    for split, file in named:
-        if split in lists:
-            names = ", ".join(str(other) for name, other in named if name == split)
-            raise DataError(f"{path}: several tables could be the list `{split}`: {names}; give one of them")
-        lists[split] = (file,)
-    lists = {split: lists[split] for split in ("train", "val", "test") if split in lists} or lists
-    evidence = ", ".join(relative_name(file, path) for _, file in named)
-    return Layout("csv", root_of(path), lists, evidence=evidence) if lists else None
+    return find_lists("csv", path, SUFFIXES, lambda file: dialect_of(file) is not None)
 
 
 def guarded(text: str) -> str:
@@ -73,43 +137,60 @@ def unguarded(text: str) -> str:
     return text[1:] if text.startswith("'") and text[1:].startswith(GUARDED) else text
 
 
-def _tables(folder: Location) -> list[Location]:
-    files = (folder / name for name in Folder(folder).names if name.lower().endswith(".csv"))
-    return [file for file in files if _is_table(file)]
-
-
-def _is_table(path: Location) -> bool:
-    """Return whether the first row of a file names the columns of labels."""
-    head = read_start(path, _HEAD_BYTES).decode("utf-8-sig", errors="replace")
-    try:
-        return set(NEEDED) <= set(_header(next(csv.reader(io.StringIO(head, newline="")), [])))
-    except csv.Error:
-        return False
-
-
-def _header(cells: Sequence[str]) -> list[str]:
-    return [cell.strip().lower() for cell in cells]
-
-
-def _split_of(stem: str) -> str:
-    """Return the split that the name of a table contains, as in `train_labels`; `all` if it contains none."""
-    words = "".join(letter if letter.isalpha() else " " for letter in stem.lower()).split()
-    return next((_SPLITS[word] for word in words if word in _SPLITS), "all")
-
-
 def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | None, settings: Data) -> Reading:
-    """Read the images that tables name. Without `names`, the classes are those that occur, sorted."""
-    tables = _Tables(layout, Reading(_corners))
-    rows = [(tables.draft(source, *row), *row) for source in sources for row in tables.rows(source)]
-    reading = tables.reading
+    """Read the images that tables name.
+
+    Without `names`, the classes are those of a file beside a table without a header, by their number, or those that
+    occur, sorted.
+    """
+    reading = Reading(corners_of_xyxy)
+    listed = _listed_classes(sources[0], layout.root, reading)
+    classes = SeenClasses(listed if names is None else names)
+    tables = _Tables(layout, reading, classes)
+    for source in sources:
+        tables.read(source)
     drafts = reading.drafts = list(tables.drafts.values())
     if drafts and not any(draft.path for draft in drafts):
         raise DataError(f"{sources[0]}: none of its images exists. {drafts[0].faults[0][1]}")
     reading.count_more(sources[0])
-    labels = reading.label_classes(sorted({cells["class"] for _, _, cells in rows} - {""}), names)
-    for row in rows:
-        _add_row(*row, labels)
+    classes.settle(reading, drafts, sorted(classes.numbers) if listed is None else listed, names)
     return reading
+
+
+def _listed_classes(table: Location, root: Location, reading: Reading) -> list[str] | None:
+    """Return the classes, by their number, in a file of rows `class,number` beside a table without a header.
+
+    None if there is no such file. Rows at fault are added to the faults of the reading.
+
+    Raises:
+        DataError: there are several such files.
+    """
+    dialect = dialect_of(table)
+    if dialect is None or dialect.has_header:
+        return None
+    beside = (sorted(folder.glob("*.csv"))[:MAX_INSPECTED] for folder in (table.parent, root))
+    files = next(filter(None, ([*filter(_lists_classes, found)] for found in beside)), [])
+    if len(files) > 1:
+        named = ", ".join(file.name for file in files)
+        raise DataError(f"{table}: several files beside it could name the classes: {named}; keep one")
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for line, cells in rows(files[0], reading, MAX_CSV_BYTES, MAX_TABLE_ROWS) if files else ():
+        name, number = (cell.strip() for cell in cells) if len(cells) == 2 else ("", "")
+        if not name or not number.isdecimal():
+            reading.fault(f"{files[0]}:{line}", f"a class and its number are expected, found {', '.join(cells):.200}")
+        elif int(number) in names or name in taken:
+            reading.fault(f"{files[0]}:{line}", f"the class `{name}` or its number {number} occurs twice")
+        else:
+            names[int(number)] = name
+            taken.add(name)
+    return [name for _, name in sorted(names.items())] if files else None
+
+
+def _lists_classes(file: Location) -> bool:
+    """Return whether the first rows of a file are classes and their numbers."""
+    head = first_rows(file)
+    return bool(head) and all(len(cells) == 2 and cells[1].isdecimal() for cells in head)
 
 
 @dataclass
@@ -124,104 +205,96 @@ class _Tables:
 
     layout: Layout
     reading: Reading
+    classes: SeenClasses
     drafts: dict[str, Draft] = field(default_factory=dict)
     known: dict[str, Draft] = field(default_factory=dict)
     images: dict[Location, NamedImages] = field(default_factory=dict)
 
-    def rows(self, source: Location) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield the place, `file:line`, and the cells by column of each row; rows that can't be read become faults.
+    def read(self, source: Location) -> None:
+        """Add the objects of a table to their images; rows that can't be read become faults.
 
         Raises:
             OSError, UnicodeDecodeError: the file is too large or not text.
-            DataError: a column is missing or occurs twice.
+            DataError: it is not a table of labels, or two of its columns could be the same.
         """
-        reader = csv.reader(io.StringIO(read_text(source, MAX_CSV_BYTES), newline=""), skipinitialspace=True)
-        header: list[str] | None = None
-        try:
-            for cells in reader:
-                where = f"{source}:{reader.line_num}"
-                if header is None:
-                    header = _checked(_header(cells), where)
-                elif reader.line_num > MAX_TABLE_ROWS + 1:
-                    return self.reading.fault(
-                        where, f"the table continues here, but only {MAX_TABLE_ROWS:,} lines are read"
-                    )
-                elif len(cells) == len(header):
-                    row = dict(zip(header, map(str.strip, cells), strict=True))
-                    texts = {name: unguarded(row[name]) for name in ("filename", "class")} if SCORE in row else {}
-                    yield where, row | texts
-                elif cells:
-                    mismatch = f"expected {len(header)} columns as in the header, found {len(cells)}"
-                    self.reading.fault(where, f"{mismatch}: {', '.join(cells):.200}")
-        except csv.Error as error:
-            self.reading.fault(f"{source}:{reader.line_num}", f"malformed csv: {error}")
+        dialect = dialect_of(source)
+        if dialect is None:
+            raise DataError(f"{source}: this is not a table of labels with the columns {', '.join(NEEDED)}")
+        columns = _chosen(dialect, source)
+        limits = MAX_CSV_BYTES, MAX_TABLE_ROWS
+        table = rows(source, self.reading, *limits, dialect.delimiter, has_header=dialect.has_header)
+        count = len(dialect.header)
+        expected = f"{count} columns {'as in the header' if dialect.has_header else 'path,x1,y1,x2,y2,class'}"
+        name, label = columns["filename"], columns["class"]
+        for line, cells in table:
+            where = f"{source}:{line}"
+            if len(cells) != count:
+                self.reading.fault(where, wrong_length(cells, expected))
+                continue
+            cells = [cell.strip() for cell in cells]
+            if SCORE in dialect.header:
+                cells[name], cells[label] = unguarded(cells[name]), unguarded(cells[label])
+            draft = self._draft(source, where, cells[name])
+            if "width" in columns and "height" in columns:
+                _read_size(draft, where, cells[columns["width"]], cells[columns["height"]])
+            self._add(draft, where, cells[label], [cells[columns[corner]] for corner in CORNERS])
 
-    def draft(self, source: Location, where: str, cells: Mapping[str, str]) -> Draft:
+    def _draft(self, source: Location, where: str, name: str) -> Draft:
         """Return the image of a row of a table. It is searched for only once."""
-        name = cells["filename"]
         if name not in self.known:
             draft = Draft(name or "?", name or "?", None)
             if source.parent not in self.images:
                 places = usual_places(source.parent, self.layout.root)
                 self.images[source.parent] = NamedImages(self.layout, places)
-            self.images[source.parent].find(draft, where, name)
+            also = () if is_image(name) or not name else (f"{name}{suffix}" for suffix in ID_SUFFIXES)
+            self.images[source.parent].find(draft, where, name, *also)
             draft.id = draft.path.stem if draft.path else draft.id
             self.known[name] = self.drafts.setdefault(draft.name, draft)  # its path may be written in two ways
         return self.known[name]
 
+    def _add(self, draft: Draft, where: str, label: str, corners: Sequence[str]) -> None:
+        """Add the object of a row, or its faults, to its image. A row with the filename alone has no object."""
+        if not any(corners) and not label:
+            return
+        number = self.classes.number(label, draft, where) if label else None
+        if not label:
+            draft.fault(where, "the class is empty")
+        try:
+            draft.add(where, number, [float(corner) for corner in corners])
+        except ValueError:
+            draft.fault(where, f"xmin, ymin, xmax, ymax must be numbers; found {', '.join(corners):.200}")
 
-def _checked(header: list[str], where: str) -> list[str]:
-    """Return the names of the columns.
+
+def _chosen(dialect: Dialect, source: Location) -> dict[str, int]:
+    """Return the index of each column.
 
     Raises:
-        DataError: a required column is missing, or one occurs twice.
+        DataError: two columns could be the same.
     """
-    missing = [name for name in NEEDED if name not in header]
-    if missing:
-        raise DataError(f"{where}: there is no column `{'`, `'.join(missing)}`; expected {','.join(COLUMNS)}")
-    twice = [name for name in COLUMNS if header.count(name) > 1]
-    if twice:
-        raise DataError(f"{where}: the column `{twice[0]}` occurs twice; keep one of the two")
-    return header
+    for name, indices in dialect.columns.items():
+        found = list(dict.fromkeys(dialect.header[index] for index in indices))
+        if len(found) > 1:
+            could = f"the columns `{'` and `'.join(found)}` could both be the `{name}`"
+            raise DataError(f"{source}:1: {could}; rename the one that is meant to `{name}`")
+        if len(indices) > 1:
+            raise DataError(f"{source}:1: the column `{found[0]}` occurs twice; keep one of the two")
+    return {name: indices[0] for name, indices in dialect.columns.items()}
 
 
-def _add_row(draft: Draft, where: str, cells: Mapping[str, str], labels: Mapping[str, int]) -> None:
-    """Add the object of a row, or its faults, to its image. A row with the filename alone has no object."""
-    _read_size(draft, where, cells)
-    corners = [cells[name] for name in NEEDED[2:]]
-    if not any(corners) and not cells["class"]:
-        return
-    label = labels.get(cells["class"])
-    if not cells["class"]:
-        draft.fault(where, "the class is empty")
-    elif label is None:
-        draft.fault(where, unknown_class(cells["class"], list(labels), draft))
-    try:
-        draft.add(where, label, [float(corner) for corner in corners])
-    except ValueError:
-        draft.fault(where, f"xmin, ymin, xmax, ymax must be numbers; found {', '.join(corners):.200}")
-
-
-def _read_size(draft: Draft, where: str, cells: Mapping[str, str]) -> None:
+def _read_size(draft: Draft, where: str, width: str, height: str) -> None:
     """Read the declared size; zeros and empty cells declare none."""
-    texts = [cells.get(name) or "0" for name in ("height", "width")]
     try:
-        height, width = (int(float(text)) for text in texts)
+        size = int(float(height or "0")), int(float(width or "0"))
     except (ValueError, OverflowError):
-        draft.fault(where, f"width and height must be numbers; found {', '.join(texts[::-1]):.200}")
-        return
-    if height <= 0 or width <= 0:
-        return
-    before = draft.declared or (height, width)
-    if before == (height, width):
-        draft.declared, draft.source = before, draft.source or where
-    else:
-        draft.fault(where, f"the image is {width}x{height} pixels here, and {before[1]}x{before[0]} in a row before")
-
-
-def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (n, 4) xyxy as they are, and (n,) bool: which boxes have no size."""
-    return numbers, (numbers[:, :2] == numbers[:, 2:]).any(axis=1)
+        return draft.fault(where, f"width and height must be numbers; found {width:.100}, {height:.100}")
+    if min(size) <= 0:
+        return None
+    if draft.declared is None:
+        draft.declared, draft.source = size, where
+    elif draft.declared != size:
+        before = f"{draft.declared[1]}x{draft.declared[0]} in a row before"
+        draft.fault(where, f"the image is {size[1]}x{size[0]} pixels here, and {before}")
+    return None
 
 
 def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Location, str]) -> list[str]:
@@ -241,8 +314,8 @@ def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Location, str])
             ignored += int(record.ignore.sum())
             start = [names[record.path], record.size[1], record.size[0]]
             boxes = zip(record.labels[~record.ignore].tolist(), record.boxes[~record.ignore].tolist(), strict=True)
-            rows = [[*start, dataset.names[label], *box] for label, box in boxes]
-            table.writerows(rows or [[*start, "", "", "", "", ""]])
+            objects = [[*start, dataset.names[label], *box] for label, box in boxes]
+            table.writerows(objects or [[*start, "", "", "", "", ""]])
         write_text(folder / "_annotations.csv", text.getvalue())
     remark = f"a table has no crowd or difficult boxes: {ignored} were left out"
     return [*([remark] if ignored else []), *lost_classes(datasets, "a table")]

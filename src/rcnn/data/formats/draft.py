@@ -119,6 +119,7 @@ class Layout:
         faults: faults of the file that names the lists.
         home: the folder that the user named, or that of the file that the user named; None: `root`.
         annotations: folder of the annotations that the lists refer to (VOC).
+        classes: files that name the classes and may lie outside the folder of the data set (Open Images).
     """
 
     format: str
@@ -130,6 +131,7 @@ class Layout:
     faults: tuple[Fault, ...] = ()
     home: Location | None = None
     annotations: Location | None = None
+    classes: tuple[Location, ...] = ()
 
     @classmethod
     def of_file(cls, format: str, path: Location, split: str) -> "Layout":
@@ -217,6 +219,17 @@ class Reading:
         self.names = self.own if names is None else tuple(names)
         self.category_ids = tuple(range(1, len(self.names) + 1))
         return {name: label for label, name in enumerate(self.names)}
+
+
+def corners_of_xyxy(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n, 4) xyxy as they are, and (n,) bool: which boxes have no size."""
+    return numbers, (numbers[:, :2] == numbers[:, 2:]).any(axis=1)
+
+
+def corners_of_xywh(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Convert (n, 4) x, y, width, height to (n, 4) xyxy and (n,) bool: which boxes have no size."""
+    corner, size = numbers[:, :2], numbers[:, 2:]
+    return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
 
 
 def unknown_class(name: str, known: Sequence[str], draft: Draft) -> str:

@@ -14,17 +14,16 @@ from rcnn.config import Data, Settings
 from rcnn.config.files import check_given, unfit_name
 from rcnn.data.classes import check_choice, choose_classes
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats import csv_labels, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish, listed
-from rcnn.data.formats.readers import FORMATS
+from rcnn.data.formats.registry import FORMATS, LABELS_BESIDE, TABLES
 from rcnn.data.formats.remarks import remarks
+from rcnn.data.formats.unrecognised import explain
 from rcnn.data.groups import hold_out
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
 from rcnn.errors import DataError, ImageError, SettingsError, plural
-from rcnn.images.sources import is_image
-from rcnn.images.storage import Location, RemotePath, check_regular, location, scan
+from rcnn.images.storage import Location, RemotePath, check_regular, identity, location
 
 Split = Literal["train", "val", "test", "all"]
 _MAX_NAMED_IMAGES = 3
@@ -202,7 +201,7 @@ def find_layout(path: str | Location) -> Layout:
         raise SettingsError(f"{path}: the address of a data set can't have parameters, such as a signature")
     layout = layout_at(path)
     if layout is None:
-        raise DataError(_unrecognised(path))
+        raise DataError(explain(path, _recognises))
     return layout
 
 
@@ -225,22 +224,40 @@ def layout_at(path: Location) -> Layout | None:
             raise DataError(_missing(path))
         if not path.is_dir():
             check_regular(path)
-        layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
+        layouts = [layout for name in FORMATS if name not in TABLES and (layout := FORMATS[name].find(path))]
+        tables, unclear = _tables(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from None
+    if len(layouts) == 1:
+        notes = [f"{table.evidence}: not read, since there is {layouts[0].evidence}" for table in tables]
+        notes += [f"tables: not read, since there is {layouts[0].evidence}"] if unclear else []
+        notes = [f"{note}; give the table itself to read it" for note in notes]
+        return replace(layouts[0], notes=(*layouts[0].notes, *notes))
+    if not layouts and unclear is not None:
+        raise unclear
+    layouts = layouts or tables
     if not layouts:
         return None
-    if len(layouts) > 1 and layouts[-1].format == "csv":  # tables are often made of the annotations beside them
-        extra = layouts.pop()
-        note = f"{extra.evidence}: not read, since there is {layouts[0].evidence}; give the table itself to read it"
-        layouts[0] = replace(layouts[0], notes=(*layouts[0].notes, note))
     if len(layouts) > 1:
         formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
             f"{path}: more than one data set is here: {formats}. "
-            "Give the COCO json, the data.yaml or the Annotations folder itself"
+            "Give the file or the folder of one of them itself: the json, the table, the data.yaml or the Annotations"
         )
     return layouts[0]
+
+
+def _tables(path: Location) -> tuple[list[Layout], DataError | None]:
+    """Return the data sets of tables at a path, and the error if it is unclear which tables are its lists."""
+    layouts, unclear = list[Layout](), None
+    for name in TABLES:
+        try:
+            layout = FORMATS[name].find(path)
+        except DataError as error:
+            unclear = error
+        else:
+            layouts += [layout] if layout else []
+    return layouts, unclear
 
 
 def _missing(path: Location) -> str:
@@ -254,35 +271,11 @@ def _missing(path: Location) -> str:
     return f"{path}: there is no such file or folder{looked}{hint}"
 
 
-def _unrecognised(path: Location) -> str:
-    """Return the message for a path where no reader recognises a data set."""
-    if path.is_file():
-        return (
-            f"{path}: not a data set; expected a COCO json with images, annotations and categories, a data.yaml, "
-            f"or a csv with the columns {','.join(csv_labels.COLUMNS)}"
-        )
-    with scan(path) as found:
-        entries = sorted(entry.name for entry in found)
-    if not entries:
-        return f"{path}: the folder is empty"
-    shown = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
-    images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
-    if images and isinstance(path, Path) and _is_data(above := path.absolute().parent):
-        images += f" There is a data set in the folder above; give {above}"
-    if csv := next((name for name in entries if name.lower().endswith(".csv")), ""):
-        images += f" The first line of {csv} must name the columns {', '.join(csv_labels.NEEDED)}, separated by commas."
-    return (
-        f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
-        f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"
-    )
-
-
-def _is_data(path: Path) -> bool:
-    """Return whether a reader recognises a data set; only folders with a file of a typical name are searched."""
+def _recognises(path: Location) -> bool:
+    """Return whether one data set is recognised at a path."""
     try:
-        promising = any(name.lower().startswith(("annot", "label", "data.y")) for name in os.listdir(path))
-        return promising and any(reader.find(path) is not None for reader in FORMATS.values())
-    except (OSError, DataError):
+        return layout_at(path) is not None
+    except DataError:
         return False
 
 
@@ -341,15 +334,16 @@ class _Lists:
         sources = dict.fromkeys(source for name in layout.lists.values() for source in name)
         folders = [layout.root, layout.home, layout.annotations]
         folders += [source if source.is_dir() else source.parent for source in sources]
-        if layout.format == "yolo":
-            folders += [yolo.labels_beside(folder) for folder in folders if folder is not None]
+        if layout.format in LABELS_BESIDE:
+            folders += [LABELS_BESIDE[layout.format](folder) for folder in folders if folder is not None]
         places = Places([*dict.fromkeys(str(folder) for folder in folders if folder is not None)])
-        words = (str(self.path), layout, tuple(splits), names and tuple(names), whole, relevant)
+        classes = [identity(file) for file in layout.classes]
+        words = (str(self.path), layout, tuple(splits), names and tuple(names), whole, relevant, classes)
         return remembered(places, words, read, is_same, self._beside)
 
     def _beside(self, folder: str) -> list[str]:
         """Return the folders that are read together with a folder of images outside the data set."""
-        labels = yolo.labels_beside(Path(folder)) if self.layout.format == "yolo" else None
+        labels = LABELS_BESIDE[self.layout.format](Path(folder)) if self.layout.format in LABELS_BESIDE else None
         return [str(labels)] if labels is not None else []
 
     def _split(self, split: str, names: Sequence[str] | None) -> Reading:
