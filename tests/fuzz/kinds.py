@@ -119,6 +119,11 @@ def coco(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutan
             for i in range(4)
         ],
     }
+    polygon, runs = [[3, 4, 12, 4, 12, 14, 3, 14]], [5 * SIDE + 6, 9, SIDE - 9, 12, SIDE * (SIDE - 6) - 18]
+    masks = {"size": [SIDE, SIDE], "counts": runs}, {"size": [SIDE, SIDE], "counts": "^69o03oX1"}
+    segments = ({}, {"segmentation": polygon}, {"segmentation": masks[number % 2], "bbox": []})
+    for i, segment in enumerate((*segments, {"segmentation": polygon, "bbox": [0, 0, 0, 0]})):
+        document["annotations"][i].update(segment)
     damaged(folder / "data/annotations/train.json", document, number, rng, values, json.dumps)
     return reading("data", rng)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rcnn.config import Data
+from rcnn.data.formats import coco
 from rcnn.data.formats.find import open_dataset, open_lists, open_splits
 from rcnn.errors import DataError
 from tests.data import sets
@@ -167,6 +168,112 @@ def test_every_faulty_entry_is_reported_with_index_and_id(tmp_path: Path) -> Non
         "images[4] (id None): an image needs an id and a file_name",
         "images[5] (id [1]): an image needs an id and a file_name",
     ]
+
+
+OUTLINE = [[5, 6, 20, 6.5, 9, 30], [40, 8, 50, 8, 45, 12]]
+MASK = {"size": [40, 60], "counts": [5 * 40 + 6, 4, 36, 9, 2400 - 255]}
+SQUEEZED = {"size": [40, 60], "counts": "^64T15mQ2"}
+
+
+def with_segments(root: Path, *segments: tuple[object, object], **more: object) -> Path:
+    """Write a COCO set with annotations of (bbox, segmentation); a bbox of `...` is missing."""
+    sets.coco(root, {"train": TWO}, IDS)
+    tree = sets.coco_tree(TWO, IDS)
+    tree["annotations"] = [
+        {"id": number, "image_id": 1, "category_id": 18, "segmentation": segmentation, **more}
+        | ({} if box is ... else {"bbox": box})
+        for number, (box, segmentation) in enumerate(segments, start=1)
+    ]
+    sets.write_json(root / "annotations/train.json", tree)
+    return root
+
+
+@pytest.mark.parametrize("box", [..., None, [], [0, 0, 0, 0], [0.0, 0, 0, 0]])
+def test_without_a_box_a_segmentation_becomes_one(tmp_path: Path, box: object) -> None:
+    root = with_segments(tmp_path / "d", (box, OUTLINE), (box, [OUTLINE[0]]), (box, MASK), (box, SQUEEZED))
+    data = open_dataset(root, "all", Data())
+    expected = [[5, 6, 50, 30], [5, 6, 20, 30], [5, 6, 7, 15], [5, 6, 7, 15]]
+    assert data.records[0].boxes.tolist() == expected[:3]  # two are the same
+    assert "read as the boxes that enclose them: 2 polygons, 2 masks" in data.notes
+
+
+def test_a_segmentation_that_gives_no_box_is_a_fault(tmp_path: Path) -> None:
+    other = {**MASK, "size": [30, 80]}
+    root = with_segments(tmp_path / "d", (..., [[1, 2, 3]]), (None, "text"), ([], other), (..., []), (..., None))
+    with pytest.raises(DataError) as caught:
+        open_dataset(root, "all", Data())
+    reasons = [fault.reason for fault in caught.value.faults]
+    none = "there is no bbox, and no box can be made of the segmentation"
+    assert reasons == [
+        f"{none}: each polygon must be a list of finite numbers x, y, x, y, ...",
+        f"{none}: it is neither a list of polygons nor a mask",
+        "the mask has 80x30 pixels, and the image 60x40",
+        "bbox must be four numbers x, y, width, height; found None",
+        "bbox must be four numbers x, y, width, height; found None",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("box", "segmentation"),
+    [
+        ([2, 3, 8, 12], [OUTLINE[0]]),  # of an image of half the size
+        ([5, 6, 15, 24], [[10, 12, 40, 12, 40, 36, 10, 36]]),
+        ([5, 6, 15, 24], [[25, 6, 40, 6, 40, 30]]),
+        ([6, 5, 9, 2], MASK),
+        ([10, 12, 4, 18], SQUEEZED),
+    ],
+)
+def test_a_box_that_contradicts_its_segmentation_is_fatal(tmp_path: Path, box: list, segmentation: object) -> None:
+    root = with_segments(tmp_path / "d", (box, segmentation))
+    with pytest.raises(DataError, match=r"does not fit the segmentation, whose box is \(.*\): their IoU is below 0.5"):
+        open_dataset(root, "all", Data())
+    crowd = with_segments(tmp_path / "crowd", (box, segmentation), iscrowd=1)
+    assert open_dataset(crowd, "all", Data()).records[0].boxes[0, 0] == box[0]
+
+
+@pytest.mark.parametrize(
+    ("box", "segmentation"),
+    [
+        ([5, 6, 15, 24], [OUTLINE[0]]),
+        ([4, 6, 15, 25], [OUTLINE[0]]),
+        ([5, 6, 2, 9], MASK),
+        ([5, 6, 2, 1], [[5.9, 6.9, 8, 6.9, 8, 8]]),  # rounded
+        ([5, 6, 15, 24], [[0, 0, 0, 0, 0, 0]]),  # no segmentation
+        ([5, 6, 15, 24], []),
+        ([5, 6, 15, 24], None),
+        ([5, 6, 15, 24], [[]]),
+        ([5, 6, 15, 24], "not read"),
+        ([5, 6, 15, 24], [[7, float("nan"), 3]]),
+        ([5, 6, 15, 24], {"size": [40, 60], "counts": "damaged"}),
+    ],
+)
+def test_a_box_is_read_whatever_a_segmentation_beside_it_is(tmp_path: Path, box: list, segmentation: object) -> None:
+    data = open_dataset(with_segments(tmp_path / "d", (box, segmentation)), "all", Data())
+    assert (data.faults, len(data.records[0].boxes)) == ((), 1)
+    assert not any("enclose" in note for note in data.notes)
+
+
+def test_segmentations_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are most of a large file."""
+    kept: list[object] = []
+    read = coco._File.read
+    monkeypatch.setattr(
+        coco._File, "read", lambda self, tree, **names: (kept.append(tree), read(self, tree, **names))[1]
+    )
+    open_dataset(with_segments(tmp_path / "d", ([5, 6, 45, 24], OUTLINE), (..., MASK)), "all", Data())
+    first, second = kept[0]["annotations"]  # type: ignore[index]
+    assert "segmentation" not in first
+    assert second["segmentation"] == ("mask", (5, 6, 7, 15), (40, 60))
+
+
+def test_a_segmentation_that_occurs_twice_is_a_fault(tmp_path: Path) -> None:
+    root = with_segments(tmp_path / "d", (..., OUTLINE))
+    file = root / "annotations/train.json"
+    file.write_text(
+        file.read_text().replace('"segmentation": [[', '"segmentation": [[1, 2, 3, 4]], "segmentation": [[')
+    )
+    with pytest.raises(DataError, match=r"the key `segmentation` of the object with id 1 occurs twice, as .* keep one"):
+        open_dataset(root, "all", Data())
 
 
 def test_missing_all_images_is_one_error_with_the_folders_searched(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from rcnn.data.formats.draft import (
 from rcnn.data.formats.folders import copy_images, root_of, write_text
 from rcnn.data.formats.json_tree import MalformedJson, floats, is_int, is_list, is_numbers, load_json
 from rcnn.data.formats.named_images import NamedImages
+from rcnn.data.formats.segments import MIN_IOU, Segment, check_polygons, contradiction, segment_of
 from rcnn.errors import DataError
 from rcnn.images.storage import Location, is_address, normal, read_ends, read_start, read_text, shown, slashed
 
@@ -110,7 +111,7 @@ def read(layout: Layout, sources: Sequence[Location], names: Sequence[str] | Non
 def _load(path: Location, reading: Reading) -> dict[str, list[Any]] | None:
     """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
-        tree = load_json(path, MAX_JSON_BYTES, reading.faults, left_out=("segmentation",))
+        tree = load_json(path, MAX_JSON_BYTES, reading.faults, _reduce)
     except MalformedJson as error:
         where, reason = error.where, str(error)
     else:
@@ -121,6 +122,41 @@ def _load(path: Location, reading: Reading) -> dict[str, list[Any]] | None:
         where, reason = str(path), f"there is no array `{'`, `'.join(missing)}`; is this COCO detection?"
     reading.faults.append(Fault(where, reason, "fatal"))
     return None
+
+
+def _reduce(fields: dict[str, Any]) -> None:
+    """Keep of a segmentation, which is most of a file, only what `_remainder` returns."""
+    segmentation = fields.pop("segmentation", None)
+    if segmentation and (remainder := _remainder(segmentation, fields)):
+        fields["segmentation"] = remainder
+
+
+def _remainder(segmentation: Any, fields: dict[str, Any]) -> Segment | str | None:
+    """Return what is kept of a segmentation: its box if there is no other one, or if it contradicts the other one.
+
+    Args:
+        segmentation: the value in the file.
+        fields: the others of the annotation.
+
+    Returns:
+        If no box can be made of it but one is needed, the reason. None: nothing is kept.
+    """
+    box: Any = fields.get("bbox")
+    needed = _is_empty(box)
+    if not needed and fields.get("iscrowd"):
+        return None
+    try:
+        if not needed:
+            return contradiction(box, segmentation)
+        check_polygons(segmentation)
+        return segment_of(segmentation)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        return str(error) if needed else None  # a bbox without four numbers is reported later
+
+
+def _is_empty(box: object) -> bool:
+    """Return whether a bbox stands for none: it is missing, or all its numbers are 0."""
+    return not box or box == [0, 0, 0, 0]
 
 
 @dataclass
@@ -152,12 +188,12 @@ class _File:
 
     def _objects(self, key: str, items: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the place, `file: key[index] (id number)`, of each object in an array, and the object."""
+        start = f"{self.path}: {key}["
         for index, item in enumerate(items):
             if isinstance(item, dict):
-                number = f" (id {item['id']})" if "id" in item else ""
-                yield f"{self.path}: {key}[{index}]{number}", item
+                yield f"{start}{index}] (id {item['id']})" if "id" in item else f"{start}{index}]", item
             else:
-                self.reading.fault(f"{self.path}: {key}[{index}]", f"an object is expected here; found {item!r:.50}")
+                self.reading.fault(f"{start}{index}]", f"an object is expected here; found {item!r:.50}")
 
     def _categories(self, items: list[Any]) -> dict[int, str]:
         """Return names by id, in the order of the ids."""
@@ -221,7 +257,15 @@ class _File:
                 draft.fault(where, f"category_id {category!r:.50} is not among the categories {listed(categories)}")
             elif name not in labels:
                 draft.fault(where, unknown_class(name, list(labels), draft))
-            box = item.get("bbox")
+            segmentation = item.get("segmentation")
+            box: Any = item.get("bbox")
+            if _is_empty(box) and segmentation:
+                box = self._enclosing(draft, where, segmentation)
+                if box is None:
+                    continue
+            elif isinstance(segmentation, Segment):
+                draft.fault(where, _contradiction(box, segmentation))
+                continue
             if not is_numbers(box) or len(box) != 4:
                 draft.fault(where, f"bbox must be four numbers x, y, width, height; found {box!r:.200}")
                 continue
@@ -234,11 +278,33 @@ class _File:
                 continue
             draft.add(where, labels.get(name or ""), floats(box), ignore=bool(crowd or left_out))
 
+    def _enclosing(self, draft: Draft, where: str, segmentation: Segment | str) -> list[float] | None:
+        """Return x, y, width, height of the box of a segmentation; None, and a fault, if there is none."""
+        if isinstance(segmentation, str):
+            draft.fault(where, f"there is no bbox, and no box can be made of the segmentation: {segmentation}")
+            return None
+        if segmentation.size and draft.declared and segmentation.size != draft.declared:
+            sizes = [f"{width}x{height}" for height, width in (segmentation.size, draft.declared)]
+            draft.fault(where, f"the mask has {sizes[0]} pixels, and the image {sizes[1]}")
+            return None
+        left, top, right, bottom = self.reading.enclose(segmentation.kind, segmentation.box)
+        return [left, top, right - left, bottom - top]
+
 
 def _groups(categories: list[Any]) -> frozenset[str]:
     """Return the names that categories other than the one of that name have as their supercategory."""
     found = ((item.get("name"), item.get("supercategory")) for item in categories if isinstance(item, dict))
     return frozenset(group for name, group in found if isinstance(group, str) and group != name)
+
+
+def _contradiction(box: Sequence[float], segment: Segment) -> str:
+    """Return the reason of the fault that a bbox does not fit its segmentation."""
+    x1, y1, x2, y2 = segment.box
+    numbers = [", ".join(f"{number:g}" for number in own) for own in (box, (x1, y1, x2 - x1, y2 - y1))]
+    return (
+        f"bbox ({numbers[0]}) does not fit the segmentation, whose box is ({numbers[1]}): their IoU is below "
+        f"{MIN_IOU:g}; is one of them from another size of the image, or another object?"
+    )
 
 
 def _places(json_file: Location, root: Location) -> list[Location]:
@@ -251,7 +317,7 @@ def _places(json_file: Location, root: Location) -> list[Location]:
 
 
 def _is_id(value: object) -> TypeGuard[int | str]:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+    return type(value) in (int, str)
 
 
 def image_ids(path: Location) -> dict[str, int | str]:

@@ -356,7 +356,7 @@ def _usable_objects(
         inside = np.concatenate((np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], edges)), axis=1)
         overhang = np.maximum(-boxes[:, :2], boxes[:, 2:] - edges).max(axis=1)
         away = (_areas(inside) < MIN_SHARE_INSIDE * _areas(boxes)) & (overhang > MAX_OVERHANG) & ~ignore
-        rules = [*_rules(reading.units, numbers, boxes, edges, zero), (away, "fatal", _AWAY)]
+        rules: list[_Rule] = [*_rules(reading.units, numbers, boxes, edges, zero), (away, "fatal", _AWAY)]
     usable = np.ones(len(numbers), bool)
     faults: list[tuple[int, Kind, str]] = []
     for broken, kind, reason in rules:  # only the first rule that a box breaks is reported
@@ -380,6 +380,9 @@ def _usable_objects(
     return ends.tolist(), inside[usable], labels[usable], ignore[usable]
 
 
+_Rule = tuple[np.ndarray | np.bool_, Kind, str]
+"""A rule that excludes boxes: which boxes break it, (n,) bool; the kind of fault; and the reason."""
+
 _AWAY = (
     "has most of its area outside the {size} image, by up to {overhang:g} pixels; are the boxes from another size of "
     "this image? If an object continues there, label the part that is in the image"
@@ -391,10 +394,8 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _rules(
-    units: str, numbers: np.ndarray, boxes: np.ndarray, edges: np.ndarray, zero: np.ndarray
-) -> Sequence[tuple[np.ndarray | np.bool_, Kind, str]]:
-    """Return the rules that exclude boxes: which boxes break the rule, (n,) bool; the kind of fault; and the reason.
+def _rules(units: str, numbers: np.ndarray, boxes: np.ndarray, edges: np.ndarray, zero: np.ndarray) -> Sequence[_Rule]:
+    """Return the rules that exclude boxes.
 
     Args:
         units: `pixel` or `share`.

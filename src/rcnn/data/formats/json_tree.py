@@ -3,7 +3,7 @@
 import json
 import math
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -23,20 +23,23 @@ class MalformedJson(ValueError):
         self.where = where
 
 
-def load_json(path: Location, max_bytes: int, faults: list[Fault], left_out: Collection[str] = ()) -> Any:
+def load_json(
+    path: Location, max_bytes: int, faults: list[Fault], reduce: Callable[[dict[str, Any]], None] | None = None
+) -> Any:
     """Return the value in a json file.
 
     Args:
         path: the file.
         max_bytes: its maximum size.
         faults: receives the keys that occur twice in an object.
-        left_out: keys of objects that are not read, such as those of polygons, which are most of a file.
+        reduce: called with each object as soon as it is parsed, which it may change: to drop polygons, for example,
+            which are most of a file.
 
     Raises:
         MalformedJson: it is malformed, too large, or can't be read.
     """
     try:
-        return json.loads(read_text(path, max_bytes), object_pairs_hook=partial(_fields, path, faults, left_out))
+        return json.loads(read_text(path, max_bytes), object_pairs_hook=partial(_fields, path, faults, reduce))
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
     except UnicodeDecodeError as error:
@@ -71,7 +74,7 @@ def json_lines(
             if not line.strip():
                 continue
             try:
-                value = json.loads(line, object_pairs_hook=partial(_fields, path, faults, ()))
+                value = json.loads(line, object_pairs_hook=partial(_fields, path, faults, None))
             except json.JSONDecodeError as error:
                 fault(where, f"malformed json: {error.msg} (column {error.colno})")
             except (RecursionError, ValueError) as error:
@@ -81,21 +84,24 @@ def json_lines(
 
 
 def _fields(
-    path: Location, faults: list[Fault], left_out: Collection[str], pairs: list[tuple[str, Any]]
+    path: Location,
+    faults: list[Fault],
+    reduce: Callable[[dict[str, Any]], None] | None,
+    pairs: list[tuple[str, Any]],
 ) -> dict[str, Any]:
     """Return an object of a file that is being parsed, and add repeated keys to the faults of the file."""
     fields = dict(pairs)
     first: dict[str, Any] = {}
     for key, value in pairs if len(fields) < len(pairs) else ():
-        if key in first and key not in left_out and len(faults) < MAX_FAULTS:
+        if key in first and len(faults) < MAX_FAULTS:
             owner = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
             reason = f"the key `{key:.50}`{owner} occurs twice, as {first[key]!r:.50} and as {value!r:.50}"
             same = first[key] == value
             reason += "" if same else "; keep one of the two"
             faults.append(Fault(str(path), reason, "mendable" if same else "fatal"))
         first.setdefault(key, value)
-    for key in left_out:
-        fields.pop(key, None)
+    if reduce is not None:
+        reduce(fields)
     return fields
 
 

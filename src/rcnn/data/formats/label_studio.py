@@ -100,6 +100,12 @@ class _Task(NamedTuple):
     results: Sequence[tuple[str, dict[str, Any]]]
 
 
+def _reduce(fields: dict[str, Any]) -> None:
+    """Drop what is not read, and is most of some exports."""
+    for key in ("rle", "predictions", "drafts"):
+        fields.pop(key, None)
+
+
 @dataclass
 class _Export:
     """Adds one export to a reading.
@@ -118,7 +124,7 @@ class _Export:
     def read(self) -> None:
         """Add the labelled images of the export; what can't be read becomes a fault."""
         try:
-            tree = load_json(self.path, MAX_JSON_BYTES, self.reading.faults, left_out=("rle", "predictions", "drafts"))
+            tree = load_json(self.path, MAX_JSON_BYTES, self.reading.faults, _reduce)
         except MalformedJson as error:
             self.reading.fault(error.where, str(error))
             return
