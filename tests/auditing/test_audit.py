@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rcnn.auditing import audit as module
-from rcnn.auditing.audit import audit
+from rcnn.auditing.audit import audit, open_audit
 from rcnn.auditing.sheet import draw_audit
 from rcnn.data.convert import convert
 from rcnn.data.formats.find import open_dataset
@@ -74,6 +74,11 @@ def test_an_interrupted_audit_continues_and_trains_no_fold_twice(
         assert len({*train.records.paths()} | {*val.records.paths()}) == 8
     assert sorted(path.stat().st_mtime_ns for path in data.rglob("*")) == before
     assert audit(data, tmp_path / "a", **options).to_json() == result.to_json()
+    opened = open_audit(tmp_path / "a")
+    assert (opened.to_json(), opened.settings) == (result.to_json(), result.settings)
+    (tmp_path / "a/predictions/2.json").unlink()
+    with pytest.raises(SettingsError, match=r"a: this audit is not finished: 1 of 2 folds are predicted; to continue"):
+        open_audit(tmp_path / "a")
 
 
 def test_a_detector_predicts_all_images(data: Path, tmp_path: Path, detector: Detector) -> None:
@@ -107,6 +112,36 @@ def test_the_folder_of_another_audit_is_refused(data: Path, tmp_path: Path, dete
     (tmp_path / "a/audit.yaml").write_text("{")
     with pytest.raises(SettingsError, match=r"audit\.yaml: can't be read as the plan of an audit"):
         audit(data, tmp_path / "a", model=detector)
+
+
+def test_an_audit_is_opened_with_the_classes_and_settings_of_its_detector(data: Path, tmp_path: Path) -> None:
+    settings = settings_of("tiny-fpn", [*SMALL, *FEW_PROPOSALS, "data.classes={disc: round, triangle: round}"])
+    detector = Detector(build(settings, 2), settings, ("square", "round"))
+    made = audit(data, tmp_path / "a", model=detector)
+    opened = open_audit(tmp_path / "a")
+    assert opened.dataset.names == ("square", "round")
+    assert opened.settings == made.settings
+    assert opened.to_json() == made.to_json()
+    for one, other in zip(made.predictions, opened.predictions, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=0.006)
+
+
+def test_what_is_no_audit_of_these_data_is_not_opened(data: Path, tmp_path: Path, detector: Detector) -> None:
+    copy, folder = tmp_path / "copy", tmp_path / "a"
+    convert(open_dataset(data, "all"), "coco", copy)
+    audit(copy, folder, model=detector)
+    plan = (folder / "audit.yaml").read_text()
+    for content in ("{", "3", "data: 3", plan.replace("folds: 1", "folds: 0"), plan.replace("names:", "name:")):
+        (folder / "audit.yaml").write_text(content)
+        with pytest.raises(SettingsError, match=r"audit\.yaml: can't be read as the plan of an audit"):
+            open_audit(folder)
+    (folder / "audit.yaml").write_text(plan)
+    with pytest.raises(SettingsError, match=r"nowhere/audit\.yaml: can't be read as the plan of an audit"):
+        open_audit(tmp_path / "nowhere")
+    file = copy / "annotations/all.json"
+    file.write_text(file.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    with pytest.raises(SettingsError, match=r"a: the data \(.*copy\) have changed since this audit; audit them again"):
+        open_audit(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"[1]", b'[{"boxes": [[1]], "scores": [1], "labels": [1]}]', b"\xff"])

@@ -120,16 +120,14 @@ def audit(
     dataset = open_dataset(data, "all", settings.data, names=detector.names if detector else None)
     if isinstance(dataset.root, RemotePath):
         raise SettingsError(f"{data}: an audit trains on local images; download the data and give their folder")
-    fold_of = np.zeros(len(dataset), np.int64)
-    if detector is None:
-        labels = [record.labels for record in dataset.records]
-        fold_of = assign_folds([*dataset.records.names()], labels, folds, settings.data.group)
-    plan = AuditPlan(str(data), preset, folds if detector is None else 1, tuple(overrides), digest_of(dataset))
+    names = detector.names if detector else ()
+    plan = AuditPlan(str(data), preset, 1 if detector else folds, tuple(overrides), digest_of(dataset), names)
+    fold_of = _folds_of(dataset, plan, settings)
     where = AuditFolder.new(data) if folder is None else AuditFolder(Path(folder))
-    where.claim(plan)
+    where.claim(plan, settings)
     if say and detector is None:
         say(f"{where.path}: if this is interrupted, the same command with --out {where.path} continues")
-    predictions: list[Prediction] = [_NOTHING] * len(dataset)
+    predictions: list[Prediction] = []
     for number in range(1, plan.folds + 1):
         held_out = replace(dataset, split="val", records=dataset.records.select(fold_of == number - 1))
         found = where.read_predictions(number, len(held_out))
@@ -138,19 +136,55 @@ def audit(
             if say and detector is None:
                 say(f"fold {number} of {folds}: {len(others)} images to train on, {len(held_out)} to predict")
             of_fold = detector or train_fold(where, number, (others, held_out), plan, quiet=say is None)
-            found = evaluate(of_fold, held_out, losses=False, progress=progress).predictions
-            where.write_predictions(number, found)
-        for row, prediction in zip(np.flatnonzero(fold_of == number - 1).tolist(), found, strict=True):
-            predictions[row] = prediction
-    truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
-    suggestions = find_suggestions(truths, predictions, len(dataset.names))
-    result = Audit(where.path, settings, dataset, tuple(predictions), tuple(suggestions))
+            where.write_predictions(number, evaluate(of_fold, held_out, losses=False, progress=progress).predictions)
+            found = where.read_predictions(number, len(held_out))  # rounded, as when the audit is opened again
+        predictions += found or []
+    result = _result(where.path, settings, dataset, fold_of, predictions)
     text = json.dumps({"data": str(data), **result.to_json()}, ensure_ascii=False, indent=1)
     atomic_write(where.suggestions, f"{text}\n".encode())
     return result
 
 
-_NOTHING = Prediction(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+def open_audit(folder: str | Path) -> Audit:
+    """Return the finished audit in a folder, whose data are read again. No model is loaded.
+
+    Raises:
+        SettingsError: there is no audit, or it is not finished, or the data have changed since.
+        DataError: the data or the predictions can't be read.
+    """
+    where = AuditFolder(Path(folder))
+    plan, settings = where.read()
+    dataset = open_dataset(plan.data, "all", settings.data, names=plan.names or None)
+    if digest_of(dataset) != plan.digest:
+        raise SettingsError(f"{folder}: the data ({plan.data}) have changed since this audit; audit them again")
+    fold_of = _folds_of(dataset, plan, settings)
+    predictions: list[Prediction] = []
+    for number, images in enumerate(np.bincount(fold_of, minlength=plan.folds).tolist(), 1):
+        predictions += where.read_predictions(number, images) or []
+    return _result(where.path, settings, dataset, fold_of, predictions)
+
+
+def _folds_of(dataset: Dataset, plan: AuditPlan, settings: Settings) -> np.ndarray:
+    """Return the fold of each image, (N,) int64 from 0; one fold if a detector was given.
+
+    Raises:
+        SettingsError, DataError: as for `assign_folds`.
+    """
+    if not plan.preset:
+        return np.zeros(len(dataset), np.int64)
+    labels = [record.labels for record in dataset.records]
+    return assign_folds([*dataset.records.names()], labels, plan.folds, settings.data.group)
+
+
+def _result(
+    folder: Path, settings: Settings, dataset: Dataset, fold_of: np.ndarray, predictions: Sequence[Prediction]
+) -> Audit:
+    """Return the audit with these predictions, which are given fold by fold."""
+    places = np.argsort(np.argsort(fold_of, kind="stable"))
+    ordered = [predictions[place] for place in places.tolist()]
+    truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
+    suggestions = find_suggestions(truths, ordered, len(dataset.names))
+    return Audit(folder, settings, dataset, tuple(ordered), tuple(suggestions))
 
 
 def _detector_or_preset(model: Detector | str | Path | None) -> tuple[Detector | None, str]:

@@ -1,6 +1,7 @@
 """The folder of an audit.
 
 audit.yaml           what is audited, and how; an audit of the same continues in the folder
+config.yaml          the settings with which the data are read
 folds/N/             annotations of the images that fold N trains on and predicts, in COCO format
 runs/fold-N-1/       the training of fold N
 predictions/N.json   the detections of fold N; there is one file if a detector was given
@@ -14,12 +15,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
-from rcnn.config import yaml_tree
+from rcnn.config import Settings, read, to_yaml, yaml_tree
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, SettingsError
@@ -40,6 +41,7 @@ class AuditPlan(NamedTuple):
         folds: their number.
         overrides: texts that change the settings.
         digest: of the names of the images and of their labels.
+        names: classes of a given detector, by which the labels are read; empty if there was none.
     """
 
     data: str
@@ -47,6 +49,22 @@ class AuditPlan(NamedTuple):
     folds: int
     overrides: tuple[str, ...]
     digest: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> "AuditPlan":
+        """Return the plan in the content of a file.
+
+        Raises:
+            ValueError: it is none.
+        """
+        values: list[Any] = [tree.get(key) for key in cls._fields]
+        data, preset, folds, overrides, digest, names = values
+        lists = isinstance(overrides, list) and isinstance(names, list)
+        words = [data, preset, digest, *(overrides + names if lists else [None])]
+        if type(folds) is not int or folds < 1 or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"expected the keys {', '.join(cls._fields)}")
+        return cls(data, preset, folds, tuple(overrides), digest, tuple(names))
 
 
 class AuditFolder:
@@ -57,6 +75,12 @@ class AuditFolder:
         self.runs = path / "runs"
         self.suggestions = path / "audit.json"
         self.picture = path / "audit.jpg"
+        self._plan, self._config = path / "audit.yaml", path / "config.yaml"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is an audit, finished or not."""
+        return self._plan.is_file()
 
     @classmethod
     def new(cls, data: str | Path) -> "AuditFolder":
@@ -69,32 +93,58 @@ class AuditFolder:
                 return cls(folder)
         raise AssertionError("unreachable: count() never ends")
 
-    def claim(self, plan: AuditPlan) -> None:
-        """Create the folder for this audit, or check that it holds this audit.
+    def claim(self, plan: AuditPlan, settings: Settings) -> None:
+        """Create the folder for this audit with these settings, or check that it holds this audit.
 
         Raises:
             SettingsError: it holds something else, or an audit of other data or with other settings.
         """
-        file = self.path / "audit.yaml"
-        tree = {**plan._asdict(), "overrides": list(plan.overrides)}
-        if not file.exists():
+        tree = {**plan._asdict(), "overrides": list(plan.overrides), "names": list(plan.names)}
+        if not self._plan.exists():
             if self.path.exists() and (not self.path.is_dir() or any(e.name != MARK for e in self.path.iterdir())):
                 raise SettingsError(f"{self.path}: is not empty, and holds no audit; give a new or empty folder")
             self.path.mkdir(parents=True, exist_ok=True)
             mark_results(self.path)
-            atomic_write(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
+            atomic_write(self._config, to_yaml(settings).encode())
+            atomic_write(self._plan, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
             return
-        try:
-            before = yaml_tree.load(read_text(file, MB))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"{file}: can't be read as the plan of an audit: {error}") from None
-        before = before if isinstance(before, dict) else {}
+        before = self._read_plan()
         different = [key for key, value in tree.items() if before.get(key) != value]
         if different == ["digest"]:
             raise SettingsError(f"{self.path}: the data have changed since this audit began; give a new folder")
         if different:
             texts = (f"{key} {before.get(key)!r:.80}, now {tree[key]!r:.80}" for key in different if key != "digest")
             raise SettingsError(f"{self.path}: holds another audit ({'; '.join(texts)}); give a new folder")
+
+    def read(self) -> tuple[AuditPlan, Settings]:
+        """Return the plan of a finished audit, and the settings with which its data were read.
+
+        Raises:
+            SettingsError: there is no audit here, or it is not finished, or its files can't be read.
+        """
+        try:
+            plan = AuditPlan.of(self._read_plan())
+        except ValueError as error:
+            raise SettingsError(f"{self._plan}: can't be read as the plan of an audit: {error}") from None
+        done = sum(self._predictions(number).exists() for number in range(1, plan.folds + 1))
+        if done < plan.folds:
+            raise SettingsError(
+                f"{self.path}: this audit is not finished: {done} of {plan.folds} folds are predicted; to continue it, "
+                f"repeat its `rcnn data audit` command with --out {self.path}"
+            )
+        return plan, read(self._config)
+
+    def _read_plan(self) -> dict[str, Any]:
+        """Return the content of the plan.
+
+        Raises:
+            SettingsError: it can't be read.
+        """
+        try:
+            tree = yaml_tree.load(read_text(self._plan, MB))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{self._plan}: can't be read as the plan of an audit: {error}") from None
+        return tree if isinstance(tree, dict) else {}
 
     def fold(self, number: int) -> Path:
         """Return the folder of the annotations of a fold, counted from 1."""
@@ -106,7 +156,7 @@ class AuditFolder:
         Raises:
             DataError: they can't be read.
         """
-        file = self.path / "predictions" / f"{number}.json"
+        file = self._predictions(number)
         if not file.exists():
             return None
         try:
@@ -134,9 +184,12 @@ class AuditFolder:
             }
             for prediction in predictions
         ]
-        folder = self.path / "predictions"
-        folder.mkdir(exist_ok=True)
-        atomic_write(folder / f"{number}.json", json.dumps(rows).encode())
+        file = self._predictions(number)
+        file.parent.mkdir(exist_ok=True)
+        atomic_write(file, json.dumps(rows).encode())
+
+    def _predictions(self, number: int) -> Path:
+        return self.path / "predictions" / f"{number}.json"
 
 
 def digest_of(dataset: Dataset) -> str:
