@@ -1,25 +1,18 @@
-"""`rcnn look [RUN|MODEL] [DATA]`: serve pages with pictures, truth and detections to the user's own browser."""
+"""`rcnn look [RUN|MODEL|AUDIT] [DATA]`: serve pages with pictures, truth and detections to the user's own browser."""
 
 import os
 import socket
 import webbrowser
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.config import read
 from rcnn.config.files import cache_folder
-from rcnn.errors import DataError, SettingsError, UnavailableError, WeightsError
+from rcnn.errors import UnavailableError
 
-if TYPE_CHECKING:
-    from rcnn.detector import Detector
-    from rcnn.look.runs import Runs
-
-WEIGHTS = (".safetensors", ".onnx", ".xml", ".pth", ".pt", ".pkl", ".caffemodel")
 COPIES = Path("runs/look")
 """Folder for copies of annotations with corrected labels."""
 
@@ -30,8 +23,8 @@ def look(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[RUN|MODEL] [DATA]",
-            help="A run, or a model and a data set or folder, or one of them, or a folder of runs.",
+            metavar="[RUN|MODEL|AUDIT] [DATA]",
+            help="A run, or a model and a data set or folder, or one of them, or a folder of runs, or an audit.",
         ),
     ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port; if it is taken, the next one.")] = 8765,
@@ -51,11 +44,12 @@ def look(
     except ImportError as error:
         raise UnavailableError(f"rcnn look needs a web server ({error}): pip install 'rcnn[look]'") from None
     from rcnn.cli.files import fresh_folder
+    from rcnn.cli.look_subjects import find_subjects
     from rcnn.look.album import Album
     from rcnn.look.labels import LabelReview, VerdictFile
     from rcnn.signals import Terminated
 
-    load, data, runs = _subjects(words, device)
+    load, data, runs = find_subjects(words, device)
     bound = server.bind(host, port)
     with bound, TemporaryDirectory(prefix="rcnn-look-") as folder:
         port = bound.getsockname()[1]
@@ -80,52 +74,6 @@ def look(
             screen.say("stopped")
         finally:
             album.stop()
-
-
-def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detector] | None, Path | None, Runs]":
-    """Return a function that loads the detector, the data (None where there is none) and the runs.
-
-    A run brings the data that it was trained on. A word that is not a model is data, or a folder of runs.
-
-    Raises:
-        SettingsError: there are no words, or more than two.
-        DataError: there is no such data.
-    """
-    from rcnn.cli.loading import load_detector
-    from rcnn.look.runs import Runs, holds_runs, is_run
-    from rcnn.weights.file import weights_of_run
-
-    names, changes = arguments.split(words)
-    if not 1 <= len(names) <= 2:
-        raise SettingsError(f"give a run or a model, and data; got {len(names)} words: {' '.join(names)}")
-    arguments.refuse_addresses(names, "rcnn look shows local data; download it, and give its folder")
-    first = Path(names[0])
-    run = is_run(first)
-    if len(names) == 1 and holds_runs(first):
-        return None, None, Runs(first)
-    default = arguments.RUNS if arguments.RUNS.is_dir() else None
-    runs = Runs(Path(os.path.relpath(first.resolve().parent)), first) if run else Runs(default)
-    is_model = len(names) == 2 or run or first.suffix in WEIGHTS or not first.exists()
-    data = Path(names[-1]) if len(names) == 2 or not is_model else _data_of(first) if run else None
-    if data is not None and not data.exists():
-        raise DataError(f"{data}: there is no such file or folder")
-    if run and weights_of_run(first) == first:
-        screen.note(f"{first}: has no weights yet, so nothing is detected; the first validation writes them")
-        is_model = False
-    if not is_model:
-        return None, data, runs
-    if first.suffix in WEIGHTS and not first.exists():
-        raise WeightsError(f"{first}: there is no such file")
-    return lambda: load_detector(names[0], changes, device or "auto"), data, runs
-
-
-def _data_of(run: Path) -> Path | None:
-    """Return the data that a run was trained on, or None if it does not exist."""
-    path = read(run / "config.yaml").data.path
-    if path and Path(path).exists():
-        return Path(path)
-    screen.note(f"{run}: its data ({path}) does not exist here; give the data as the second word to see its pictures")
-    return None
 
 
 def _browser_host(host: str, port: int) -> str:

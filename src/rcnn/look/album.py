@@ -19,7 +19,8 @@ from rcnn.diagnose.why.outcomes import ALARMS
 from rcnn.errors import DataError, SettingsError, printable
 from rcnn.images.sources import files, is_image
 from rcnn.images.storage import local_path
-from rcnn.look.finder import Finder, JudgedDetections, judge_detections
+from rcnn.look.finder import Finder, JudgedDetections, KnownDetections, judge_detections
+from rcnn.metrics.curves import best_threshold, precision_recall
 from rcnn.metrics.overlap import area
 from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.types import Prediction, Truth
@@ -113,11 +114,11 @@ class Album:
     """Pictures that a thread reads and predicts, while other threads use those that are ready.
 
     Args:
-        load: loads the detector; None for pictures alone.
+        load: loads the detector, or detections that were made before; None for pictures alone.
         data: data set, folder or picture; None for a detector alone.
     """
 
-    def __init__(self, load: Callable[[], Detector] | None, data: Path | None) -> None:
+    def __init__(self, load: Callable[[], Detector | KnownDetections] | None, data: Path | None) -> None:
         self._load, self.data = load, data
         self.has_subject = load is not None or data is not None
         """Whether there is a model or data."""
@@ -125,7 +126,9 @@ class Album:
         """Number of images whose labels have been read, and of all images, while a list is being read."""
         self.ready, self.failed, self.notes = False, "", list[str]()
         self.detector: Detector | None = None
-        self.finder: Finder | None = None
+        self.finder: Finder | KnownDetections | None = None
+        self.threshold = 0.5
+        """Score from which detections count unless the user chooses another."""
         self.settings = Settings()
         self.names: tuple[str, ...] = ()
         self.pictures: list[AlbumImage] = []
@@ -176,12 +179,7 @@ class Album:
             WeightsError, DataError, ImageError: as `rcnn.load`, `open_dataset` and `files` do.
         """
         if self._load is not None:
-            self.detector = self._load()
-            self.settings, self.names = self.detector.settings, self.detector.names
-            try:
-                self.finder = Finder(self.detector, self.network)
-            except SettingsError as error:
-                self.notes.append(f"No detections: {error}")
+            self._take(self._load())
         if self.data is not None:
             collects_garbage = gc.isenabled()
             gc.disable()  # repeated collections of the growing list would take half of the time
@@ -190,11 +188,45 @@ class Album:
             finally:
                 if collects_garbage:
                     gc.enable()
+        if isinstance(self.finder, KnownDetections):
+            self._judge_known()
         self.ready = True
+
+    def _take(self, loaded: Detector | KnownDetections) -> None:
+        """Use a detector, or known detections."""
+        self.settings, self.names = loaded.settings, loaded.names
+        if isinstance(loaded, KnownDetections):
+            self.finder = loaded
+            return
+        self.detector, self.threshold = loaded, loaded.threshold
+        try:
+            self.finder = Finder(loaded, self.network)
+        except SettingsError as error:
+            self.notes.append(f"No detections: {error}")
+
+    def _judge_known(self) -> None:
+        """Judge the known detections of all pictures, and choose the threshold of the best mean F1.
+
+        Raises:
+            DataError: none of the pictures has any.
+        """
+        for index in range(len(self.pictures)):
+            self.predict(index)
+        if not self.judged:
+            raise DataError(f"{self.data}: no detections are known of these pictures")
+        if self.faults:
+            self.notes.append(f"Pictures of which no detections are known: {len(self.faults):,}.")
+        pairs = [
+            (truth, self.judged[index].prediction)
+            for index, picture in enumerate(self.pictures)
+            if index in self.judged and (truth := picture.truth) is not None
+        ]
+        truths, predictions = zip(*pairs, strict=True) if pairs else ((), ())
+        self.threshold = best_threshold(precision_recall(truths, predictions, len(self.names)))
 
     def _read(self, data: Path) -> list[AlbumImage]:
         """Return the pictures of all lists of a data set, or of a folder."""
-        names = self.names if self.detector else None
+        names = self.names or None
         may_lack_labels = data.is_dir() or (is_image(data.name) and data.exists())
         try:
             layout = layout_at(data) if may_lack_labels else find_layout(data)
@@ -208,7 +240,7 @@ class Album:
             return [AlbumImage(local_path(file), str(file)[start:], "all", None) for file in files(data)]
         settings = self.settings.data.model_copy(update={"on_fault": "skip"})
         splits: tuple[Split, ...] = ("train", "val", "test")
-        divided = {"trainval", "all"} & {*layout.lists}
+        divided = {"train", "trainval", "all"} & {*layout.lists}
         lists = [name for name in splits if name in layout.lists or (name != "test" and divided)]
         opened = partial(open_several, data, settings=settings, names=names, decode=False, progress=self._progress)
         try:

@@ -22,7 +22,7 @@ from rcnn.images.decode import NPY_MAGIC, image_size
 from rcnn.images.stream import read_picture
 from rcnn.look.album import DROPPED, MISTAKES, Album, AlbumImage, Filters
 from rcnn.look.explain import to_json
-from rcnn.look.finder import judge_detections
+from rcnn.look.finder import Finder, judge_detections
 from rcnn.look.threads import FewThreads
 from rcnn.look.thumbnails import LARGE_SIDE, Thumbnails, encoded, message_image
 from rcnn.metrics.proposal_recall import SIZES
@@ -80,7 +80,7 @@ class PicturesApi:
             return JSONResponse({"ready": False, "failed": album.failed})
         if not album.ready:
             return JSONResponse({"ready": False, "failed": "", "read": album.read})
-        detector, finder = album.detector, album.finder
+        finder = album.finder
         lists = dict.fromkeys(picture.list for picture in list(album.pictures))
         labelled = bool(album.pictures) and album.pictures[0].truth is not None
         roi = album.settings.roi
@@ -96,7 +96,8 @@ class PicturesApi:
                 "sizes": list(SIZES),
                 "mistakes": MISTAKES if finder and labelled else {},
                 "predicts": finder is not None,
-                "threshold": detector.threshold if detector else 0.5,
+                "drops": isinstance(finder, Finder),
+                "threshold": album.threshold,
                 "least": roi.score,
                 "nms": roi.nms if finder and finder.adjustable else None,
                 "dropped": DROPPED,
@@ -208,7 +209,7 @@ class PicturesApi:
     async def drop(self, request: Request) -> Response:
         """Accept a picture that was dropped on the page, and predict it."""
         album = self.opened()
-        if album.finder is None:
+        if not isinstance(album.finder, Finder):
             raise HTTPException(409, "No model that predicts classes is loaded. Start one with: rcnn look MODEL.")
         if len(list(self.dropped.iterdir())) >= MAX_DROPPED:
             text = f"There are {MAX_DROPPED} dropped pictures already, with those that are being uploaded."

@@ -1,17 +1,21 @@
 """Detections of single pictures. Another threshold of NMS does not run the network again."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from os.path import abspath
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rcnn.config import Settings
 from rcnn.detector import Detector
 from rcnn.diagnose.why.outcomes import find_alarms
-from rcnn.errors import SettingsError
+from rcnn.errors import ImageError, SettingsError
 from rcnn.images.stream import read_picture
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
@@ -72,6 +76,37 @@ def judge_detections(prediction: Prediction, truth: Truth | None) -> JudgedDetec
     for alarm in find_alarms([truth], [prediction], IOU, 0.0):
         kinds[alarm.detection] = "background" if alarm.kind == "missing_label" else alarm.kind
     return JudgedDetections(prediction, matched, ignored, tuple(kinds))
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDetections:
+    """Detections that were made before, such as those of an audit.
+
+    Attributes:
+        settings: with which the pictures were read.
+        names: classes that their labels index.
+        predictions: absolute path of a picture -> its detections.
+    """
+
+    settings: Settings
+    names: tuple[str, ...]
+    predictions: Mapping[str, Prediction]
+
+    adjustable: ClassVar[bool] = False
+
+    def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Prediction:
+        """Return the detections of a picture. Arguments are as for `Finder.find`; nothing is computed.
+
+        Raises:
+            ImageError: none are known of this picture.
+            SettingsError: another threshold of NMS is requested.
+        """
+        if nms is not None:
+            raise SettingsError("the NMS of known detections can't be changed")
+        try:
+            return self.predictions[abspath(path)]
+        except KeyError:
+            raise ImageError(f"{path}: no detections are known of this picture") from None
 
 
 class Finder:

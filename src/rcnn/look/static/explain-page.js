@@ -46,7 +46,7 @@ function key(event) {
 async function start() {
   state = await opened(get("opening"));
   if (!state) return;
-  const none = state.predicts ? "There are no pictures yet. Drop one on the page Pictures." : "There are no pictures here. Start rcnn look with a model and pictures.";
+  const none = state.drops ? "There are no pictures yet. Drop one on the page Pictures." : "There are no pictures here. Start rcnn look with a model and pictures.";
   get("opening").textContent = state.pictures ? "" : none;
   if (!state.pictures) return;
   document.querySelector(".steps").hidden = false;

@@ -59,7 +59,7 @@ async function choose() {
   wall.show(indices, score());
   const all = indices.length === pictures ? "" : ` of ${pictures.toLocaleString("en")}`;
   const predicted = state.predicts && done < pictures ? `; ${done.toLocaleString("en")} predicted so far` : "";
-  const none = state.predicts ? "No pictures yet. Drop one here." : "No pictures. Start rcnn look with a run, a data set or a folder.";
+  const none = state.drops ? "No pictures yet. Drop one here." : "No pictures. Start rcnn look with a run, a data set or a folder.";
   get("count").textContent = pictures ? `${indices.length.toLocaleString("en")}${all} ${pictures === 1 ? "picture" : "pictures"}${predicted}` : "";
   get("none").hidden = indices.length > 0;
   get("none").textContent = pictures ? `No ${predicted && chosen.mistake ? "predicted " : ""}picture matches the filters.` : none;
@@ -123,7 +123,7 @@ function key(event) {
 
 async function predict(file) {
   if (!file) return;
-  if (!state.predicts) return tell("No model that predicts classes is loaded. Start rcnn look with one to predict pictures.");
+  if (!state.drops) return tell("No model that predicts classes is loaded. Start rcnn look with one to predict pictures.");
   if (file.size > 64e6) return tell("This picture is larger than 64 MB.");
   tell("Predicting the picture.");
   const headers = { "Content-Type": "application/octet-stream", "X-Name": encodeURIComponent(file.name.slice(0, 200)) };
@@ -175,7 +175,7 @@ async function start() {
   get("title").textContent = state.title || "Pictures";
   get("notes").hidden = !state.notes.length;
   get("notes").querySelector("ul").append(...state.notes.map((text) => element("li", {}, text)));
-  document.querySelector(".file").hidden = !state.predicts;
+  document.querySelector(".file").hidden = !state.drops;
   read();
   wall = new Wall(state.run, open);
   large = new Large(state, (value) => {
