@@ -92,8 +92,9 @@ def test_a_copy_with_corrected_labels_is_data_to_train_on(
     def serve(guard: Guard, _: object) -> None:
         client = TestClient(guard, base_url=f"http://{guard.host}")
         client.get(guard.address)
-        suggestion = client.get("/api/labels").json()["suggestions"][0]
-        body = {"picture": suggestion["picture"], "detection": suggestion["detection"], "verdict": "right"}
+        found = client.get("/api/labels").json()["suggestions"]
+        suggestion = next(one for one in found if one["kind"] == "missing_label")
+        body = {"keys": [[suggestion[word] for word in ("picture", "detection", "object")]], "verdict": "change"}
         answer = client.post("/api/labels", json=body, headers={"origin": f"http://{guard.host}"})
         assert answer.json()["folder"] == "runs/look/shapes"
 
@@ -104,3 +105,24 @@ def test_a_copy_with_corrected_labels_is_data_to_train_on(
     assert Path("runs/look/shapes/annotations/train.json").read_text().count('"bbox"') == 5
     outcome = run.ok("train", "runs/look/shapes", "--model=tiny-fpn", "--epochs=1", *SMALL)
     assert "4 images to train on, 2 to validate" in outcome.out
+
+
+def test_an_audit_is_shown_without_a_model(
+    run: Run, opened: list[str], weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Album] = []
+    monkeypatch.setattr(server, "serve", lambda guard, _: None)
+    monkeypatch.setattr(Album, "start", lambda album: (album.open(), shown.append(album)))
+    run.ok("data", "audit", data, "--model", weights, "--out=a")
+    run.ok("look", "a")
+    run.ok("look", "a", data)
+    for album in shown:
+        assert (album.detector, len(album.pictures), sorted(album.judged), album.faults) == (None, 6, [*range(6)], {})
+    run.fails(2, "leave out", "look", "a", "roi.nms=0.3")
+    run.fails(3, "nowhere", "look", "a", "nowhere")
+    Path("a/predictions/1.json").unlink()
+    run.fails(2, "this audit is not finished: 0 of 1 folds", "look", "a")
+    plan = Path("a/audit.yaml")
+    plan.write_text(plan.read_text().replace(str(data), "moved"))
+    Path("a/predictions/1.json").write_text("[]")
+    run.fails(3, "its data (moved) does not exist here", "look", "a")

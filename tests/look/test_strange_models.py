@@ -66,7 +66,7 @@ def test_each_page_reports_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Pat
     else:
         assert "only proposes" not in notes
         assert "lost" in found["/pictures/0"]
-        assert "judge" in found["/labels"]
+        assert "question" in found["/labels"]
         assert {"onnx": "needs the network itself", "one-stage": "one-stage detector"}[kind] in found["/explain/0"]
 
 
