@@ -78,6 +78,13 @@ SMALL = ("preprocess.short=64", "preprocess.long=96")
 QUICK = ("data.workers=0", "train.warmup=0", *SMALL)
 
 RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
+    "audit": (
+        lambda d: [
+            *(d.smears, "--split", "all", "--share", "0.5", "--model", d.detector),
+            *("--set", "data.workers=0", "--out", f"{d.out}/audit"),
+        ],
+        "| spurious_label | ",
+    ),
     "batch_invariance": (lambda d: [d.detector, f"{d.smears}/JPEGImages", "--images", "4"], "batches of 8: "),
     "blood_cells_speed": (
         lambda d: ["--runs", "1", "--size", "48", "64", "--short", "64"],
