@@ -583,7 +583,8 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
     until(page.locator("#all")).to_be_hidden()
     page.keyboard.press("a")  # nothing happens
     page.keyboard.press("k")
-    until(page.locator("#opening")).to_have_text("All questions are answered.")
+    until(page.locator("#opening")).to_be_visible()
+    assert page.locator("#opening").inner_text() == "All questions are answered."
     assert page.get_by_role("button").all_inner_texts() == ["Undo\nu"]
     page.keyboard.press("u")
     until(count).to_have_text("1 question, 1 of them for later")
