@@ -74,7 +74,6 @@ class AuditFolder:
         self.path = path
         self.runs = path / "runs"
         self.suggestions = path / "audit.json"
-        self.picture = path / "audit.jpg"
         self._plan, self._config = path / "audit.yaml", path / "config.yaml"
 
     @property

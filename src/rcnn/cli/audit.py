@@ -47,7 +47,9 @@ def audit(
             [entry.score, question(entry, found.truth(entry.image), names), records[entry.image].name]
             for entry in found.suggestions[:MAX_ROWS]
         ]
-        screen.table("The most likely ones", ["score", "question", "image"], first)
-        draw_audit(found, found.folder / "audit.jpg")
-        screen.say(f"{found.folder}: audit.jpg, audit.json")
+        if first:
+            screen.table("The most likely ones", ["score", "question", "image"], first)
+            draw_audit(found, found.folder / "audit.jpg")
+            screen.say(f"Answer the questions one by one: rcnn look {found.folder}")
+        screen.say(f"{found.folder}: audit.json{', audit.jpg' if first else ''}")
         output |= {"folder": found.folder, **found.to_json()}
