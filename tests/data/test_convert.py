@@ -39,10 +39,10 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         assert twin.path.read_bytes() == record.path.read_bytes()
 
 
-def test_voc_to_coco_to_yolo_to_voc_keeps_boxes_lists_and_bytes(tmp_path: Path) -> None:
+def test_one_format_after_the_other_keeps_boxes_lists_and_bytes(tmp_path: Path) -> None:
     first = open_lists(sets.voc(tmp_path / "d", XML, LISTS), Data())
     data = first
-    for step, form in enumerate(("coco", "yolo", "voc"), start=1):
+    for step, form in enumerate(("coco", "yolo", "labelme", "voc"), start=1):
         assert convert(data, form, tmp_path / f"{step}") == []
         data = open_lists(tmp_path / f"{step}", Data())
         assert [item.format for item in data] == [form] * 3
@@ -53,7 +53,7 @@ def test_voc_to_coco_to_yolo_to_voc_keeps_boxes_lists_and_bytes(tmp_path: Path) 
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.floats(0, 58), st.floats(2, 38), st.floats(0.01, 1), st.floats(0.01, 1)), max_size=4))
-@pytest.mark.parametrize("form", ["voc", "coco", "yolo", "csv"])
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo", "labelme", "csv"])
 def test_any_boxes_survive(tmp_path_factory: pytest.TempPathFactory, form: str, shares: list[tuple]) -> None:
     root = tmp_path_factory.mktemp("law")
     boxes = [(x, y, wide * (60 - x), high * (40 - y)) for x, y, wide, high in shares]
@@ -66,7 +66,7 @@ def test_any_boxes_survive(tmp_path_factory: pytest.TempPathFactory, form: str, 
     assert_same(one, open_dataset(root / "out", "all", Data()))
 
 
-@pytest.mark.parametrize("form", ["voc", "coco"])
+@pytest.mark.parametrize("form", ["voc", "coco", "labelme"])
 def test_ignored_boxes_stay_ignored(tmp_path: Path, form: str) -> None:
     data = open_dataset(sets.voc(tmp_path / "d", {"a": BOX}, extra="<difficult>1</difficult>"), "all", Data())
     assert convert(data, form, tmp_path / "out") == []
@@ -113,7 +113,7 @@ def test_coco_keeps_its_ids(tmp_path: Path) -> None:
     assert [record.id for record in again.records] == [1, 2]
 
 
-@pytest.mark.parametrize("form", ["voc", "coco", "yolo", "csv"])
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo", "labelme", "csv"])
 def test_images_of_one_name_in_two_folders_stay_apart(tmp_path: Path, form: str) -> None:
     files = {"x/1.jpg": [("dog", (2, 3, 9, 10))], "y/1.jpg": [("dog", (5, 3, 9, 10))], "y/1.png": []}
     (data,) = open_lists(sets.coco(tmp_path / "c", {"train": files}, {"dog": 3}), Data())
@@ -149,7 +149,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     for form, folder, reason in (
         ("yolo", "out", "the folder is not empty"),
         ("yolo", "d/yolo", "inside the data set"),
-        ("json", "new", "choose voc, coco, yolo, csv"),
+        ("json", "new", "choose voc, coco, yolo, labelme, csv"),
     ):
         with pytest.raises(SettingsError, match=reason):
             convert(data, form, tmp_path / folder)

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcnn.data.dataset import Dataset
-from rcnn.data.formats.find import FORMATS
+from rcnn.data.formats.known import WRITERS
 from rcnn.errors import SettingsError
 from rcnn.images.storage import Location, check_local
 
 
 def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> list[str]:
-    """Copy some lists of one data set as `voc`, `coco`, `yolo` or `csv`. Return remarks on what the format can't hold.
+    """Copy some lists of one data set into a format of `WRITERS`. Return remarks on what the format can't hold.
 
     Raises:
         SettingsError: `out` is not empty or lies inside the data set, or the format is unknown.
         OSError: the copy can't be written, for example because the disk is full; no partial copy is left.
     """
     datasets = [data] if isinstance(data, Dataset) else list(data)
-    if format not in FORMATS:
-        raise SettingsError(f"unknown format `{format}`; choose {', '.join(FORMATS)}")
+    if format not in WRITERS:
+        raise SettingsError(f"unknown format `{format}`; choose {', '.join(WRITERS)}")
     check_local(out, "a copy of a data set")
     out, root = Path(out), datasets[0].root
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -29,7 +29,7 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
         raise SettingsError(f"{out}: lies inside the data set {root}, which is never written to")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return FORMATS[format].write(datasets, out, _file_names(datasets))
+        return WRITERS[format].write(datasets, out, _file_names(datasets))
     except BaseException:  # Ctrl-C too: a partial copy looks like a complete one
         shutil.rmtree(out, ignore_errors=True)
         raise

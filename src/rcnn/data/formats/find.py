@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,8 +15,10 @@ import numpy as np
 from rcnn.config import Data, Settings
 from rcnn.config.files import check_given, unfit_name
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats import coco, csv_labels, voc, yolo
+from rcnn.data.formats import csv_labels, yolo
+from rcnn.data.formats.beside import listed_once
 from rcnn.data.formats.draft import Layout, Reading, finish
+from rcnn.data.formats.known import FORMATS
 from rcnn.data.image_checks import ImageChecks, ProgressCallback
 from rcnn.data.list_cache import Places, remembered
 from rcnn.data.pixels import decode_images
@@ -25,8 +27,6 @@ from rcnn.images.sources import is_image
 from rcnn.images.storage import Location, RemotePath, check_regular, location, scan
 
 Split = Literal["train", "val", "test", "all"]
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": csv_labels}
-"""Name of a format -> the module that finds, reads and writes it."""
 _MAX_NAMED_IMAGES = 3
 """Maximum number of damaged images that a note names; `data check` lists all."""
 
@@ -45,7 +45,7 @@ def open_dataset(
     If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 
     Args:
-        path: folder, COCO json, data.yaml or csv, or the address of one.
+        path: folder, or file that lists images with their labels, or the address of one.
         split: train, val, test, or all.
         settings: how faults are treated, and what share is held out. None: the defaults.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
@@ -128,6 +128,8 @@ def open_lists(path: str | Location, settings: Data, *, decode: bool = True) -> 
 def distinct_lists(layout: Layout) -> list[str]:
     """Return the names of the lists, without `trainval` if there is `train`, and without second names of one list."""
     names = [name for name in layout.lists if name != "trainval" or "train" not in layout.lists]
+    if layout.parts is not None:
+        return names
     return list({layout.lists[name]: name for name in reversed(names)}.values())[::-1]
 
 
@@ -202,7 +204,8 @@ def layout_at(path: Location) -> Layout | None:
             raise DataError(_missing(path))
         if not path.is_dir():
             check_regular(path)
-        layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
+        with listed_once():
+            layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from None
     if not layouts:
@@ -211,11 +214,13 @@ def layout_at(path: Location) -> Layout | None:
         extra = layouts.pop()
         note = f"{extra.evidence}: not read, since there is {layouts[0].evidence}; give the table itself to read it"
         layouts[0] = replace(layouts[0], notes=(*layouts[0].notes, note))
+    if len(layouts) > 1 and not path.is_dir():  # any json that is given may be COCO's
+        layouts = [layout for layout in layouts if layout.format != "coco"]
     if len(layouts) > 1:
         formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
             f"{path}: more than one data set is here: {formats}. "
-            "Give the COCO json, the data.yaml or the Annotations folder itself"
+            "Give the json, xml or data.yaml, or the folder of annotations itself, or move the other labels elsewhere"
         )
     return layouts[0]
 
@@ -236,7 +241,7 @@ def _unrecognised(path: Location) -> str:
     if path.is_file():
         return (
             f"{path}: not a data set; expected a COCO json with images, annotations and categories, a data.yaml, "
-            f"or a csv with the columns {','.join(csv_labels.COLUMNS)}"
+            f"an export of VIA or CVAT, or a csv with the columns {','.join(csv_labels.COLUMNS)}"
         )
     with scan(path) as found:
         entries = sorted(entry.name for entry in found)
@@ -250,7 +255,8 @@ def _unrecognised(path: Location) -> str:
         images += f" The first line of {csv} must name the columns {', '.join(csv_labels.NEEDED)}, separated by commas."
     return (
         f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
-        f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"
+        "COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt), labelme (json next to images), VIA (*.json or "
+        f"*.csv), CVAT (annotations.xml) and *.csv with a header. Found: {shown}.{images}"
     )
 
 
@@ -379,7 +385,8 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     Raises:
         DataError: a list can't be read, is empty, or shares no class with `names`.
     """
-    sources = [source for name in lists for source in layout.lists[name]]
+    sources = list(dict.fromkeys(source for name in lists for source in layout.lists[name]))
+    layout = layout if layout.parts is None else replace(layout, parts=tuple(lists))
     where = ", ".join(map(str, sources))
     try:
         reading: Reading = FORMATS[layout.format].read(layout, sources, names, settings)
@@ -389,7 +396,10 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
         lines = "".join(f"\n{fault}" for fault in reading.faults)
         raise DataError(f"{where}: it contains no images{lines}", reading.faults)
     if not reading.names:
-        raise DataError(f"{where}: it contains no objects, so there are no classes", reading.faults)
+        all_faults = chain(reading.faults, chain.from_iterable(draft.all_faults() for draft in reading.drafts))
+        faults = [fault for fault in all_faults if fault.kind == "fatal"]  # of which this may be a consequence
+        lines = "".join(f"\n{fault}" for fault in faults)
+        raise DataError(f"{where}: it contains no objects, so there are no classes{lines}", faults)
     for name in reading.names:
         if reason := unfit_name(name):
             raise DataError(f"{where}: the name of a class, `{name:.300}`, {reason}; rename it")
