@@ -2,13 +2,14 @@
 
 from types import ModuleType
 
-from rcnn.data.formats import coco, csv_labels, labelme, voc, yolo
+from rcnn.data.formats import coco, csv_labels, labelme, via, voc, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "voc": voc,
     "coco": coco,
     "yolo": yolo,
     "labelme": labelme,
+    "via": via,
     "csv": csv_labels,
 }
 """Name of a format -> the module that finds and reads it. Some also write it."""
