@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from rcnn.data.formats import coco, csv_labels, labelme, via, voc, yolo
+from rcnn.data.formats import coco, csv_labels, cvat, labelme, via, voc, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "voc": voc,
@@ -10,6 +10,7 @@ FORMATS: dict[str, ModuleType] = {
     "yolo": yolo,
     "labelme": labelme,
     "via": via,
+    "cvat": cvat,
     "csv": csv_labels,
 }
 """Name of a format -> the module that finds and reads it. Some also write it."""
