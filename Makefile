@@ -42,7 +42,7 @@ fmt: .venv/installed-dev
 check: lint types ## what to run before every commit: under a minute
 	$(BIN)/pytest -x -m 'not slow' tests/test_structure.py tests/model tests/ops
 
-fuzz: .venv/installed-dev ## `make fuzz N=1000`: so many damaged files of each of 23 kinds; `FIRST=5000` other ones
+fuzz: .venv/installed-dev ## `make fuzz N=1000`: so many damaged files of each of 26 kinds; `FIRST=5000` other ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.arena --count $(or $(N),100) --first $(or $(FIRST),0)
 
 torture: .venv/installed-dev ## `make torture N=60`: so many kills of trainings of each scheme, and other ends; `FIRST=5000` other ones

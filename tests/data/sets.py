@@ -4,9 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from PIL import Image
+
+from rcnn.data.dataset import Dataset
+from rcnn.data.formats.folders import copy_images
 
 WIDTH, HEIGHT = 60, 40
 Object = tuple[str, Sequence[float]]  # class name and the four numbers of the format
@@ -134,3 +138,96 @@ def label_studio(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]]
             tasks.append({"id": len(tasks) + 1, "annotations": annotations, "data": {"image": path}})
         write_json(root / f"{name}.json", tasks)
     return root
+
+
+def shape(name: str, points: Sequence[Sequence[float]], kind: str = "rectangle", **more: Any) -> dict[str, Any]:
+    """Return a shape of labelme."""
+    return {"label": name, "points": points, "group_id": None, "shape_type": kind, "flags": {}, **more}
+
+
+def labelme_tree(image_path: str | None, shapes: Sequence[Any], **more: Any) -> dict[str, Any]:
+    """Return the tree of a json of labelme."""
+    tree = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image_path, "imageData": None}
+    return {**tree, "imageHeight": HEIGHT, "imageWidth": WIDTH, **more}
+
+
+def labelme(folder: Path, images: Mapping[str, Sequence[Any]], **more: Any) -> Path:
+    """Write images and their json files next to them: shapes by stem."""
+    for stem, shapes in images.items():
+        image(folder / f"{stem}.jpg")
+        write_json(folder / f"{stem}.json", labelme_tree(f"{stem}.jpg", shapes, **more))
+    return folder
+
+
+def via_region(label: str | dict[str, Any], **numbers: Any) -> dict[str, Any]:
+    """Return a region of VIA: the attribute `class` or all attributes, and the shape, by default a rect."""
+    attributes = label if isinstance(label, dict) else {"class": label}
+    return {"shape_attributes": {"name": "rect", **numbers}, "region_attributes": attributes}
+
+
+def via_tree(images: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the annotations of VIA 2 for regions by file name."""
+    return {
+        f"{name}123": {"filename": name, "size": 123, "regions": regions, "file_attributes": {}}
+        for name, regions in images.items()
+    }
+
+
+def via_project(images: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a project of VIA 2 for regions by file name."""
+    settings = {"ui": {}, "core": {"default_filepath": ""}, "project": {"name": "p"}}
+    attributes = {"region": {"class": {"type": "text"}}, "file": {}}
+    return {"_via_settings": settings, "_via_img_metadata": via_tree(images), "_via_attributes": attributes}
+
+
+def write_via(datasets: Sequence[Dataset], out: Path) -> None:
+    """Write a folder of images with the annotations of VIA for each list."""
+    for dataset in datasets:
+        names = {record.path: record.path.name for record in dataset.records}
+        copy_images(dataset.records, out / dataset.split, names)
+        tree = {}
+        for record in dataset.records:
+            boxes = zip(record.labels.tolist(), record.boxes.tolist(), strict=True)
+            regions = [
+                via_region(dataset.names[label], x=x1, y=y1, width=x2 - x1, height=y2 - y1)
+                for label, (x1, y1, x2, y2) in boxes
+            ]
+            tree[names[record.path]] = regions
+        write_json(out / dataset.split / "via_region_data.json", via_tree(tree))
+
+
+def cvat(file: Path, body: str, meta: str = "") -> Path:
+    """Write an xml of CVAT; the body begins on line 4."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>\n<meta>{meta}</meta>'
+    file.write_text(f"{head}\n{body}\n</annotations>\n", encoding="utf-8")
+    return file
+
+
+def cvat_image(name: str, shapes: str = "", **more: Any) -> str:
+    """Return an image of an xml of CVAT."""
+    attributes = {"id": 0, "name": name, "width": WIDTH, "height": HEIGHT, **more}
+    texts = " ".join(f"{key}={quoteattr(str(value))}" for key, value in attributes.items())
+    return f"<image {texts}>\n{shapes}\n</image>"
+
+
+def cvat_box(name: str, corners: Sequence[float], **more: Any) -> str:
+    """Return a box of an xml of CVAT, with more attributes."""
+    numbers = dict(zip(("xtl", "ytl", "xbr", "ybr"), corners, strict=True))
+    texts = (
+        f"{key}={quoteattr(str(value))}" for key, value in {"label": name, **numbers, **more}.items() if value != ""
+    )
+    return f'<box {" ".join(texts)} occluded="0"></box>'
+
+
+def write_cvat(datasets: Sequence[Dataset], out: Path) -> None:
+    """Write an xml of CVAT with a folder of images for each list."""
+    for dataset in datasets:
+        names = {record.path: record.path.name for record in dataset.records}
+        copy_images(dataset.records, out / dataset.split / "images", names)
+        images = []
+        for record in dataset.records:
+            boxes = zip(record.labels.tolist(), record.boxes.tolist(), strict=True)
+            shapes = "\n".join(cvat_box(dataset.names[label], box) for label, box in boxes)
+            images.append(cvat_image(names[record.path], shapes))
+        cvat(out / dataset.split / "annotations.xml", "\n".join(images))

@@ -40,10 +40,10 @@ def assert_same(one: Dataset, other: Dataset) -> None:
         assert twin.path.read_bytes() == record.path.read_bytes()
 
 
-def test_voc_to_coco_to_yolo_to_voc_keeps_boxes_lists_and_bytes(tmp_path: Path) -> None:
+def test_one_format_after_the_other_keeps_boxes_lists_and_bytes(tmp_path: Path) -> None:
     first = open_lists(sets.voc(tmp_path / "d", XML, LISTS), Data())
     data = first
-    for step, form in enumerate(("coco", "yolo", "voc"), start=1):
+    for step, form in enumerate(("coco", "yolo", "labelme", "voc"), start=1):
         assert convert(data, form, tmp_path / f"{step}") == []
         data = open_lists(tmp_path / f"{step}", Data())
         assert [item.format for item in data] == [form] * 3
@@ -67,7 +67,7 @@ def test_any_boxes_survive(tmp_path_factory: pytest.TempPathFactory, form: str, 
     assert_same(one, open_dataset(root / "out", "all", Data()))
 
 
-@pytest.mark.parametrize("form", ["voc", "coco"])
+@pytest.mark.parametrize("form", ["voc", "coco", "labelme"])
 def test_ignored_boxes_stay_ignored(tmp_path: Path, form: str) -> None:
     data = open_dataset(sets.voc(tmp_path / "d", {"a": BOX}, extra="<difficult>1</difficult>"), "all", Data())
     assert convert(data, form, tmp_path / "out") == []
@@ -150,7 +150,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     for form, folder, reason in (
         ("yolo", "out", "the folder is not empty"),
         ("yolo", "d/yolo", "inside the data set"),
-        ("openimages", "new", "unknown format `openimages`; choose voc, coco, yolo, csv"),
+        ("openimages", "new", "unknown format `openimages`; choose voc, coco, yolo, labelme, csv, huggingface$"),
     ):
         with pytest.raises(SettingsError, match=reason):
             convert(data, form, tmp_path / folder)

@@ -147,6 +147,52 @@ def test_sparse_files_are_refused_by_their_size(tmp_path: Path) -> None:
         in_child(checked(root, reason), resident=50 * MB)
 
 
+def tool_sets(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Write sound data sets of labelme, VIA and CVAT."""
+    shape = sets.shape("dog", [[5, 5], [20, 20]])
+    sets.labelme(tmp_path / "labelme", {"a": [shape], "b": [shape]})
+    region = sets.via_region("dog", x=5, y=5, width=15, height=15)
+    sets.write_json(tmp_path / "via/via.json", sets.via_tree({"a.jpg": [region]}))
+    sets.cvat(tmp_path / "cvat/annotations.xml", sets.cvat_image("a.jpg", sets.cvat_box("dog", [5, 5, 20, 20])))
+    for name in ("via", "cvat"):
+        sets.image(tmp_path / name / "a.jpg")
+    return tmp_path / "labelme", tmp_path / "via", tmp_path / "cvat"
+
+
+def test_sparse_files_of_annotation_tools_are_refused_by_their_size(tmp_path: Path) -> None:
+    labelme, via, cvat = tool_sets(tmp_path)
+    for root, name, place, limit in (
+        (labelme, "a.json", "a.json: ", "256"),
+        (via, "via.json", "via.json: ", "500"),
+        (cvat, "annotations.xml", "annotations.xml:1: ", "1,000"),
+    ):
+        sparse(root / name, (root / name).read_text())
+        reason = f"{place}5,000 MB are too many: such a file has at most {limit} MB"
+        in_child(checked(root, reason), resident=50 * MB)
+
+
+def test_pipes_of_annotation_tools_are_no_regular_files(tmp_path: Path) -> None:
+    labelme, via, cvat = tool_sets(tmp_path)
+    for root, name in ((labelme, "a.json"), (via, "via.json"), (via, "via.csv"), (cvat, "annotations.xml")):
+        (root / name).unlink(missing_ok=True)
+        os.mkfifo(root / name)
+        in_child(checked(root, "this is not a regular file, but a pipe, socket or device"), seconds=5)
+        (root / name).unlink()
+
+
+def test_many_faults_and_names_in_files_of_annotation_tools_are_listed_in_seconds(tmp_path: Path) -> None:
+    labelme, via, cvat = tool_sets(tmp_path)
+    shapes = [sets.shape(f"dog {number}", [[number, 5]], "polygon") for number in range(50_000)]
+    sets.write_json(labelme / "a.json", sets.labelme_tree("a.jpg", shapes))
+    in_child(checked(labelme, "and 49,000 more faults of this image", max_lines=1100), seconds=20)
+    regions = [sets.via_region({f"class {number}": "dog"}, x=5, y=5, width=15, height=15) for number in range(50_000)]
+    sets.write_json(via / "via.json", sets.via_tree({"a.jpg": regions}))
+    in_child(checked(via, "several attributes that could be the class: `class 0` (1 region), "), seconds=20)
+    boxes = "".join(sets.cvat_box("", [5, 5, 20, 20]) for _ in range(50_000))
+    sets.cvat(cvat / "annotations.xml", sets.cvat_image("a.jpg", boxes + sets.cvat_box("dog", [5, 5, 20, 20])))
+    in_child(checked(cvat, "and 49,000 more faults of this image", max_lines=1100), seconds=20)
+
+
 def test_pipes_are_no_regular_files(tmp_path: Path) -> None:
     voc, coco, yolo = three_sets(tmp_path)
     sets.image(voc / "JPEGImages/z.jpg")

@@ -16,7 +16,7 @@ from rcnn.data.check import check
 from rcnn.data.convert import convert
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_dataset, open_lists, open_splits
-from rcnn.data.formats.registry import FORMATS, WRITERS
+from rcnn.data.formats.registry import WRITERS
 from rcnn.errors import DataError, SettingsError
 from rcnn.images import storage
 from tests.data import sets
@@ -24,13 +24,35 @@ from tests.remote import SECRET, files_below, upload
 
 ROW = "0 0.5 0.5 0.4 0.4\n"
 LISTS = {"train": {"a b": ROW + "1 0.1 0.2 0.2 0.4\n", "c": ROW, "ü#": ""}, "val": {"d": ROW + "1 0.3 0.3 0.1 0.1\n"}}
+FILES_OF_LISTS = {
+    "coco": "annotations/train.json",
+    "yolo": "data.yaml",
+    "via": "train/via_region_data.json",
+    "cvat": "train/annotations.xml",
+    "csv": "train/_annotations.csv",
+    "huggingface": "train/metadata.jsonl",
+}
+FOLDERS = {
+    "coco": "images",
+    "yolo": "images/train",
+    "labelme": "train",
+    "via": "train",
+    "cvat": "train/images",
+    "csv": "train",
+    "huggingface": "train",
+}
+"""Folder of the training images of each format that names them by their paths."""
+MADE = (*WRITERS, "via", "cvat")
+"""The formats of which `make` writes a data set."""
 Place = Callable[[Path], str]
 
 
 def make(form: str, folder: Path) -> Path:
     """Write a data set of a format with a damaged image and a box that sticks out."""
     yolo = sets.yolo(folder / "yolo", LISTS)
-    if form != "yolo":
+    if form in ("via", "cvat"):
+        {"via": sets.write_via, "cvat": sets.write_cvat}[form](open_lists(yolo, Data()), folder / form)
+    elif form != "yolo":
         convert(open_lists(yolo, Data()), form, folder / form)
     root = folder / form
     damaged = next(file for file in sorted(root.rglob("c.jpg")))
@@ -49,7 +71,7 @@ def described(dataset: Dataset, root: object) -> list[object]:
     return [dataset.format, dataset.split, dataset.names, dataset.category_ids, records, faults, notes]
 
 
-@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("form", MADE)
 def test_every_format_is_read_like_a_local_set(form: str, tmp_path: Path, place: Place) -> None:
     root = make(form, tmp_path)
     address = place(root)
@@ -74,7 +96,7 @@ def read_only(form: str, root: Path) -> Path:
     return sets.label_studio(root, {"train": train, "val": {"d.jpg": [("cat", (5, 6, 7, 8))]}})
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if form not in WRITERS])
+@pytest.mark.parametrize("form", ["openimages", "label_studio"])
 def test_formats_that_can_only_be_read_are_read_like_local_ones(form: str, tmp_path: Path, place: Place) -> None:
     root = read_only(form, tmp_path / "set")
     address = place(root)
@@ -93,14 +115,13 @@ def test_no_names_of_classes_are_read_above_a_remote_set(tmp_path: Path, memory:
     assert open_dataset("memory://bucket/set", "all", Data()).names == ("/m/1",)
 
 
-@pytest.mark.parametrize("form", ["coco", "yolo", "csv", "huggingface"])
+@pytest.mark.parametrize("form", FILES_OF_LISTS)
 def test_a_file_that_is_a_list_is_found_at_its_address(form: str, tmp_path: Path, place: Place) -> None:
     root = make(form, tmp_path)
     address = place(root)
-    name = {"coco": "annotations/train.json", "yolo": "data.yaml", "csv": "train/_annotations.csv"}.get(
-        form, "train/metadata.jsonl"
+    here, there = (
+        open_dataset(f"{path}/{FILES_OF_LISTS[form]}", "all", Data(), decode=False) for path in (root, address)
     )
-    here, there = (open_dataset(f"{path}/{name}", "all", Data(), decode=False) for path in (root, address))
     assert described(here, root) == described(there, address)
 
 
@@ -119,6 +140,17 @@ def named(form: str, root: Path, name: str) -> None:
         file = root / "train/metadata.jsonl"
         first, *rest = file.read_text().splitlines()
         file.write_text("\n".join([json.dumps(json.loads(first) | {"file_name": name}), *rest]))
+    elif form == "labelme":
+        file = root / "train/a b.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "imagePath": name}))
+    elif form == "via":
+        file = root / "train/via_region_data.json"
+        tree = json.loads(file.read_text())
+        next(iter(tree.values()))["filename"] = name
+        file.write_text(json.dumps(tree))
+    elif form == "cvat":
+        file = root / "train/annotations.xml"
+        file.write_text(re.sub('name=".*?"', lambda _: f'name="{name}"', file.read_text(), count=1))
     elif form == "yolo":
         (root / "train.txt").write_text(f"{name}\n./images/train/ü#.jpg\n")
         (root / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [cat, dog]\n")
@@ -127,7 +159,7 @@ def named(form: str, root: Path, name: str) -> None:
         file.write_text(re.sub("<filename>.*?</filename>", lambda _: f"<filename>{name}</filename>", file.read_text()))
 
 
-@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("form", MADE)
 @pytest.mark.parametrize(
     "name",
     [
@@ -163,9 +195,9 @@ def test_labels_open_nothing_outside_their_set(
     for module in (
         "rcnn.images.storage",
         "rcnn.data.formats.folders",
+        "rcnn.data.formats.beside",
         "rcnn.data.formats.lists",
         "rcnn.data.formats.openimages",
-        "rcnn.data.formats.voc",
         "rcnn.data.formats.unrecognised",
     ):
         monkeypatch.setattr(f"{module}.scan", listed)
@@ -191,7 +223,7 @@ def test_a_yaml_names_no_folder_outside_its_own(entry: str, memory: Any) -> None
     assert "memory://bucket/other" not in str(error.value)
 
 
-@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("form", MADE)
 def test_a_remote_image_is_asked_for_once_at_a_start(
     form: str, tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,10 +239,10 @@ def test_a_remote_image_is_asked_for_once_at_a_start(
         assert max(count for path, count in asked.items() if "/JPEGImages" in path) <= 2
 
 
-@pytest.mark.parametrize("form", ["coco", "yolo", "csv", "huggingface"])
+@pytest.mark.parametrize("form", FOLDERS)
 def test_labels_may_name_addresses_below_their_set(form: str, tmp_path: Path, s3: Any) -> None:
     root = make(form, tmp_path)
-    folder = {"coco": "images", "yolo": "images/train"}.get(form, "train")
+    folder = FOLDERS[form]
     named(form, root, f"s3://bucket/set/{folder}/a b.jpg")
     upload(s3, root, "set/")
     found = open_dataset("s3://bucket/set", "train", Data(on_fault="skip"))

@@ -1,15 +1,18 @@
 """The kinds of files that are fuzzed, each with valid examples and the commands that read it."""
 
 import contextlib
+import io
 import json
 import pickle
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from csv import writer as table_writer
 from functools import cache, partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import scipy.io
@@ -217,6 +220,93 @@ def hugging_face(folder: Path, number: int, rng: Random, values: Sequence[Any]) 
     if number % 2 == 0:
         damage(folder / "data/train/metadata.jsonl", rng)
     return reading("data", rng)
+
+
+def labelme(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    points = ([[4, 5], [20, 30]], [[1, 1], [9, 2], [5, 8]], [[20, 20], [23, 24]], [[3, 3]])
+    kinds = ("rectangle", "polygon", "circle", "point")
+    for name in images(folder / "data"):
+        shapes = [
+            {"label": NAMES[i % 2], "points": points[i], "group_id": None, "shape_type": kind, "flags": {}}
+            for i, kind in enumerate(kinds)
+        ]
+        tree = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": name, "imageData": None}
+        write(folder / f"data/{name[0]}.json", json.dumps({**tree, "imageHeight": SIDE, "imageWidth": SIDE}))
+    target = folder / "data/0.json"
+    damaged(target, json.loads(target.read_text()), number, rng, values, json.dumps)
+    return reading("data", rng)
+
+
+def via(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damage a json, a project or a csv of VIA."""
+    shapes = (
+        {"name": "rect", "x": 4, "y": 5, "width": 12, "height": 9},
+        {"name": "circle", "cx": 20, "cy": 20, "r": 4},
+        {"name": "ellipse", "cx": 20, "cy": 20, "rx": 4, "ry": 6, "theta": 0.3},
+        {"name": "polygon", "all_points_x": [1, 9, 5], "all_points_y": [1, 2, 8]},
+    )
+    names = list(images(folder / "data"))
+    regions = [
+        {"shape_attributes": shape, "region_attributes": {"class": NAMES[i % 2]}} for i, shape in enumerate(shapes)
+    ]
+    entries = {f"{name}9": {"filename": name, "size": 9, "regions": regions, "file_attributes": {}} for name in names}
+    if number % 3 == 2:
+        text = io.StringIO(newline="")
+        table = table_writer(text)
+        columns = ("filename", "file_size", "file_attributes", "region_count", "region_id")
+        table.writerow([*columns, "region_shape_attributes", "region_attributes"])
+        for name in names:
+            for i, region in enumerate(regions):
+                cells = [name, 9, "{}", len(regions), i, *map(json.dumps, region.values())]
+                table.writerow(mutate_tree(cells, values, rng) if rng.random() < 0.2 else cells)
+        write(folder / "data/via.csv", text.getvalue().encode(errors="surrogatepass"))
+        damage(folder / "data/via.csv", rng)
+    else:
+        tree = entries if number % 3 else {"_via_settings": {"core": {}}, "_via_img_metadata": entries}
+        damaged(folder / "data/via.json", tree, rng.randrange(2), rng, values, json.dumps)
+    return reading("data", rng)
+
+
+def cvat(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damage an xml of CVAT for images or for video: its bytes, or a value in it."""
+    corners = {"xtl": 4, "ytl": 5, "xbr": 20, "ybr": 30}
+    elements = [
+        ("box", {**corners, "label": "circle"}),
+        ("box", {**corners, "label": "square", "rotation": "10.00"}),
+        ("polygon", {"label": "circle", "points": "1,1;9,2;5,8"}),
+        ("ellipse", {"label": "square", "cx": 20, "cy": 20, "rx": 4, "ry": 6}),
+        ("mask", {"label": "square", "rle": "1, 2", "left": 4, "top": 5, "width": 6, "height": 7}),
+    ]
+    if number % 3 == 2:
+        for i, name in enumerate(images(folder / "data/images")):
+            (folder / "data/images" / name).rename(folder / f"data/images/frame_{i:06}.png")
+        elements = [("box", {"frame": i, "outside": i, "keyframe": 1, **corners}) for i in range(2)]
+        parents = [("track", {"id": i, "label": name}) for i, name in enumerate(NAMES)]
+    else:
+        sizes = {"width": SIDE, "height": SIDE}
+        subsets = ({}, {"subset": "Train"}) if number % 3 else ({}, {})
+        parents = [
+            ("image", {"id": i, "name": name, **sizes, **subsets[number % 2]})
+            for i, name in enumerate(images(folder / "data/images"))
+        ]
+    place = rng.randrange(len(elements))
+    if rng.random() < 0.5:
+        tag, attributes = elements[place]
+        elements[place] = tag, mutate_tree(attributes, values, rng)
+    body = "".join(
+        f"<{parent} {markup(attributes)}>{''.join(f'<{tag} {markup(more)}/>' for tag, more in elements)}</{parent}>"
+        for parent, attributes in parents
+    )
+    text = f"<?xml version='1.0'?>\n<annotations><version>1.1</version><meta></meta>{body}</annotations>\n"
+    write(folder / "data/annotations.xml", text.encode(errors="surrogatepass"))
+    if rng.random() < 0.5:
+        damage(folder / "data/annotations.xml", rng)
+    return reading("data", rng)
+
+
+def markup(attributes: dict[str, Any]) -> str:
+    """Return attributes as text of XML."""
+    return " ".join(f"{key}={quoteattr(str(value))}" for key, value in attributes.items())
 
 
 def yolo_set(folder: Path) -> dict[str, Any]:
@@ -494,6 +584,9 @@ KINDS: dict[str, Kind] = {
     "coco": coco,
     "yolo": yolo,
     "data.yaml": data_yaml,
+    "labelme": labelme,
+    "via": via,
+    "cvat": cvat,
     "csv": csv,
     "table without a header": table,
     "openimages": open_images,

@@ -139,7 +139,7 @@ def show(
 @app.command("convert", cls=arguments.SuggestingCommand)
 def convert(
     words: Data,
-    to: Annotated[str, typer.Option(help="The format to write: voc, coco, yolo, csv or huggingface.")],
+    to: Annotated[str, typer.Option(help="The format to write: voc, coco, yolo, csv, huggingface or labelme.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,

@@ -30,6 +30,8 @@ class Data(Section):
     images are held out, or divided into the folds of an audit. None: each image by itself."""
     voc_origin: Literal["auto", 0, 1] = "auto"
     """Coordinate of the first pixel in VOC boxes; auto: 1 unless a 0 occurs."""
+    class_attribute: str | None = None
+    """Attribute of VIA's regions that is the class. None: the only one that has values."""
     white: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Pixel value of white in 16-bit images. None: 65535."""
     max_pixels: Annotated[int, Field(ge=1, le=1_000_000_000)] = 178_956_970

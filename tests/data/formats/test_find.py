@@ -145,6 +145,13 @@ def test_lists_without_images_or_objects_are_errors(tmp_path: Path) -> None:
     assert len(open_dataset(root, "val", Data(), names=["dog"])) == 1
 
 
+def test_faults_are_named_if_no_object_is_left(tmp_path: Path) -> None:
+    root = sets.voc(tmp_path / "d", {"a": BOX, "b": []})
+    (root / "Annotations/a.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match=r"it contains no objects, so there are no classes\n.*a\.xml:1: malformed xml"):
+        open_dataset(root, "all", Data())
+
+
 def test_a_list_that_is_not_text_is_named(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX}, {"train": ["a"]})
     (root / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe\x00a")

@@ -23,11 +23,6 @@ FILES = {
     "mat": ("digitStruct.mat", "", "is MATLAB's: write its boxes into a csv with the columns filename, class"),
     "createml": ("_annotations.createml.json", json.dumps(CREATE_ML), "is CreateML's.*export the data as COCO or VOC"),
     "results": ("predictions.json", json.dumps(RESULTS), "results of a detector in the form of COCO, not labels"),
-    "labelme": (
-        "a.json",
-        '{"shapes": [{"label": "dog"}], "imagePath": "a.j',
-        "looks like labelme's, which are",
-    ),
     "supervisely": ("a.jpg.json", json.dumps(SUPERVISELY), "is Supervisely's: export"),
     "json": ("a.json", '{"pictures": [{"kind": 1}]}', r"a\.json has the keys pictures, kind; a COCO json has `images`"),
     "empty list": ("a.json", "[]", r"a\.json has the keys of no object; a COCO json has"),

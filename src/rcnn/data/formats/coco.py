@@ -13,6 +13,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset, Fault
+from rcnn.data.formats.beside import MAX_INSPECTED
 from rcnn.data.formats.draft import (
     Draft,
     Layout,
@@ -22,7 +23,7 @@ from rcnn.data.formats.draft import (
     relative_name,
     unknown_class,
 )
-from rcnn.data.formats.folders import copy_images, root_of, write_text
+from rcnn.data.formats.folders import copy_images, root_of, split_of, write_text
 from rcnn.data.formats.json_tree import MalformedJson, floats, is_int, is_list, is_numbers, load_json
 from rcnn.data.formats.named_images import NamedImages
 from rcnn.data.formats.segments import MIN_IOU, Segment, check_polygons, contradiction, segment_of
@@ -33,9 +34,10 @@ _OTHER_TASKS = (
     *("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_"),
     *("notes.json", "dataset_info"),  # beside YOLO sets of Label Studio, and images of Hugging Face
 )
-_SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
 _HEAD_BYTES = 1 << 20
 _ARRAYS = ("images", "annotations", "categories")
+_BEGINS = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_LIKELY = re.compile("coco|instances|annotations|train|val|test", re.IGNORECASE)
 _FLAGS = (None, 0, 1)
 MAX_JSON_BYTES = 1500 * MB
 """Maximum size of a COCO json, bytes."""
@@ -50,38 +52,39 @@ def find(path: Location) -> Layout | None:
     if path.is_file():
         if path.suffix.lower() != ".json" or is_list(read_start(path, _HEAD_BYTES)):
             return None
-        return Layout.of_file("coco", path, _split_of(path.stem))
+        return Layout.of_file("coco", path, split_of(path.stem))
     for folder in (path / "annotations", path / "Annotations", path):
-        files = [file for file in sorted(folder.glob("*.json")) if _is_coco(file)]
+        files = _files(folder)
         if files:
             lists, path = _lists(files), root_of(path)
             break
     else:
-        files = [file for name in ("train", "valid", "val", "test") for file in sorted((path / name).glob("*.json"))]
-        lists = {_split_of(file.parent.name): (file,) for file in files if _is_coco(file)}
+        files = [file for name in ("train", "valid", "val", "test") for file in _files(path / name)]
+        lists = {split_of(file.parent.name): (file,) for file in files}
     names = ", ".join(relative_name(file, path) for file in files)
     return Layout("coco", path, lists, evidence=names) if lists else None
 
 
+def _files(folder: Location) -> list[Location]:
+    """Return the COCO files of a folder, sorted. Few are inspected, since there may be another json for each image."""
+    files = [file for file in folder.glob("*.json") if not file.name.startswith(_OTHER_TASKS)]
+    files.sort(key=lambda file: (_LIKELY.search(file.name) is None, file))
+    return sorted(file for file in files[:MAX_INSPECTED] if _is_coco(file))
+
+
 def _is_coco(path: Location) -> bool:
-    """Return whether a json file looks like COCO detection, by its name and its beginning or end."""
-    if path.name.startswith(_OTHER_TASKS) or path.is_dir():
+    """Return whether a json file looks like COCO detection, by its beginning or end: one of its arrays begins there."""
+    if path.is_dir():
         return False
     text = read_ends(path, _HEAD_BYTES)
-    return not is_list(text) and any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
-
-
-def _split_of(stem: str) -> str:
-    """Return train, val, trainval, test or all, depending on the name of a list."""
-    words = _SPLIT.findall(stem.lower())
-    return "all" if not words else "val" if words[-1] in ("valid", "validation") else words[-1]
+    return not is_list(text) and _BEGINS.search(text) is not None
 
 
 def _lists(files: Sequence[Location]) -> dict[str, tuple[Location, ...]]:
     """Assign the files to lists; instances_*.json wins over others for the same list."""
     lists: dict[str, list[Location]] = {}
     for file in files:
-        lists.setdefault(_split_of(file.stem), []).append(file)
+        lists.setdefault(split_of(file.stem), []).append(file)
     for split, several in lists.items():
         lists[split] = [file for file in several if file.name.startswith("instances")] or several
         if len(lists[split]) > 1:
@@ -311,7 +314,7 @@ def _places(json_file: Location, root: Location) -> list[Location]:
     """Return the folders in which COCO sets keep the images of a json file."""
     word = re.sub(r"^instances_", "", json_file.stem)
     inner = [".", word, f"{word}2017", f"{word}2014", "images", f"images/{word}", f"images/{word}2017"]
-    inner += [f"images/{_split_of(word)}", _split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
+    inner += [f"images/{split_of(word)}", split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
     places = dict.fromkeys(normal(base / name) for base in dict.fromkeys((json_file.parent, root)) for name in inner)
     return [place for place in places if place.is_dir()]
 

@@ -120,6 +120,7 @@ class Layout:
         home: the folder that the user named, or that of the file that the user named; None: `root`.
         annotations: folder of the annotations that the lists refer to (VOC).
         classes: files that name the classes and may lie outside the folder of the data set (Open Images).
+        parts: if the lists are parts of the same sources, those that are to be read (CVAT); None: they are not.
     """
 
     format: str
@@ -132,6 +133,7 @@ class Layout:
     home: Location | None = None
     annotations: Location | None = None
     classes: tuple[Location, ...] = ()
+    parts: tuple[str, ...] | None = None
 
     @classmethod
     def of_file(cls, format: str, path: Location, split: str) -> "Layout":
@@ -167,6 +169,7 @@ class Reading:
         enclosed: number of shapes of each kind that were read as the boxes that enclose them.
         left_out: number of shapes of each kind that no box can be made of, such as points.
         groups: classes that other classes name as the group that they belong to (COCO's supercategory).
+        met: names of classes in the order in which `label` met them, with their preliminary labels.
     """
 
     corners: Corners
@@ -181,6 +184,26 @@ class Reading:
     enclosed: "Counter[str]" = field(default_factory=Counter)
     left_out: "Counter[str]" = field(default_factory=Counter)
     groups: frozenset[str] = frozenset()
+    met: dict[str, int] = field(default_factory=dict)
+
+    def label(self, name: str) -> int:
+        """Return a preliminary label of a class, for objects that are added before all classes are known."""
+        return self.met.setdefault(name, len(self.met))
+
+    def settle(self, names: Sequence[str] | None) -> None:
+        """Set the classes to `names`, or else to those met, sorted, and replace the preliminary labels of all drafts.
+
+        A class that is not among the names becomes a fault of each of its objects.
+        """
+        labels = self.label_classes(sorted(self.met), names)
+        known, final = list(labels), [labels.get(name, -1) for name in self.met]
+        met = list(self.met)
+        for draft in self.drafts:
+            for index, label in enumerate(draft.labels):
+                if label >= 0:
+                    draft.labels[index] = final[label]
+                    if final[label] < 0:
+                        draft.fault(draft.where[index], unknown_class(met[label], known, draft))
 
     def enclose(self, kind: str, points: Sequence[float]) -> list[float]:
         """Return the x1, y1, x2, y2 of the box that encloses a shape, which is counted.

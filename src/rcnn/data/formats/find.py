@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +16,7 @@ from rcnn.config.files import check_given, unfit_name
 from rcnn.data.classes import check_choice, choose_classes
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats.draft import Layout, Reading, finish, listed
-from rcnn.data.formats.registry import FORMATS, LABELS_BESIDE, TABLES
+from rcnn.data.formats.registry import FORMATS, LABELS_BESIDE, TABLES, recognise
 from rcnn.data.formats.remarks import remarks
 from rcnn.data.formats.unrecognised import explain
 from rcnn.data.groups import hold_out
@@ -44,7 +45,7 @@ def open_dataset(
     If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 
     Args:
-        path: folder, COCO json, data.yaml or csv, or the address of one.
+        path: folder, or file that lists images with their labels, or the address of one.
         split: train, val, test, or all.
         settings: how faults are treated, and what share is held out. None: the defaults.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
@@ -127,6 +128,8 @@ def open_lists(path: str | Location, settings: Data, *, decode: bool = True) -> 
 def distinct_lists(layout: Layout) -> list[str]:
     """Return the names of the lists, without `trainval` if there is `train`, and without second names of one list."""
     names = [name for name in layout.lists if name != "trainval" or "train" not in layout.lists]
+    if layout.parts is not None:
+        return names
     return list({layout.lists[name]: name for name in reversed(names)}.values())[::-1]
 
 
@@ -224,7 +227,7 @@ def layout_at(path: Location) -> Layout | None:
             raise DataError(_missing(path))
         if not path.is_dir():
             check_regular(path)
-        layouts = [layout for name in FORMATS if name not in TABLES and (layout := FORMATS[name].find(path))]
+        layouts = recognise(path)
         tables, unclear = _tables(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from None
@@ -242,7 +245,8 @@ def layout_at(path: Location) -> Layout | None:
         formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
             f"{path}: more than one data set is here: {formats}. "
-            "Give the file or the folder of one of them itself: the json, the table, the data.yaml or the Annotations"
+            "Give the json, xml, table or data.yaml, or the folder of annotations of one of them itself, "
+            "or move the other labels elsewhere"
         )
     return layouts[0]
 
@@ -399,7 +403,8 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     Raises:
         DataError: a list can't be read, is empty, or shares no class with `names`.
     """
-    sources = [source for name in lists for source in layout.lists[name]]
+    sources = list(dict.fromkeys(source for name in lists for source in layout.lists[name]))
+    layout = layout if layout.parts is None else replace(layout, parts=tuple(lists))
     where = ", ".join(map(str, sources))
     own = names if settings.classes is None else None
     try:
@@ -410,7 +415,10 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
         lines = "".join(f"\n{fault}" for fault in reading.faults)
         raise DataError(f"{where}: it contains no images{lines}", reading.faults)
     if not reading.names:
-        raise DataError(f"{where}: it contains no objects, so there are no classes", reading.faults)
+        all_faults = chain(reading.faults, chain.from_iterable(draft.all_faults() for draft in reading.drafts))
+        faults = [fault for fault in all_faults if fault.kind == "fatal"]  # of which this may be a consequence
+        lines = "".join(f"\n{fault}" for fault in faults)
+        raise DataError(f"{where}: it contains no objects, so there are no classes{lines}", faults)
     for name in reading.names:
         if reason := unfit_name(name):
             raise DataError(f"{where}: the name of a class, `{name:.300}`, {reason}; rename it")

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from rcnn.config.files import MB
 from rcnn.data.dataset import Dataset, Record
+from rcnn.errors import DataError
 from rcnn.images.sources import check_walk, is_image, is_results
 from rcnn.images.storage import Location, RemoteEntry, RemotePath, copy_file, read_text, scan, walk_folders
 
@@ -22,6 +23,7 @@ MAX_PATH_ENDS = 8
 FOREIGN_ADDRESS = "is an address that does not lie below the folder of the data, and is not opened"
 """Why an image that a file of labels names is not read."""
 
+_SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
 MAX_LIST_BYTES = 256 * MB
 """Maximum size of a text file that lists images, bytes."""
 
@@ -125,6 +127,28 @@ def ends_of(name: str) -> list[PurePosixPath]:
     if not re.match(r"/|[A-Za-z]:/", name):
         return []
     return [PurePosixPath(*parts[start:]) for start in range(max(1, len(parts) - MAX_PATH_ENDS), len(parts))]
+
+
+def split_of(stem: str) -> str:
+    """Return train, val, trainval, test or all, depending on the name of a list."""
+    words = _SPLIT.findall(stem.lower())
+    return "all" if not words else "val" if words[-1] in ("valid", "validation") else words[-1]
+
+
+def one_file_per_list(path: Location, files: Iterable[Location], what: str) -> dict[str, tuple[Location, ...]]:
+    """Return the file of each list, by its name: train, val, trainval, test or all.
+
+    Raises:
+        DataError: two of the files could be the same list; the message calls them `what`.
+    """
+    lists: dict[str, tuple[Location, ...]] = {}
+    for file in files:
+        name = split_of(file.stem)
+        if name in lists:
+            both = f"{lists[name][0].name}, {file.name}"
+            raise DataError(f"{path}: several {what} could be the list `{name}`: {both}; give one of them")
+        lists[name] = (file,)
+    return {name: lists[name] for name in ("train", "val", "trainval", "test", "all") if name in lists}
 
 
 def root_of(folder: Location) -> Location:

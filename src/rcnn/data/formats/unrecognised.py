@@ -23,6 +23,7 @@ HEAD_BYTES = 1 << 16
 
 LOOKED_FOR = (
     "VOC (Annotations/*.xml, or xml next to images), COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt), "
+    "labelme (json next to images), VIA (*.json or *.csv), CVAT (annotations.xml), "
     "tables (*.csv with a header), Open Images, Label Studio (json) and Hugging Face (metadata.jsonl)"
 )
 COLUMNS = "filename, class, xmin, ymin, xmax, ymax"
@@ -259,11 +260,6 @@ RULES: tuple[Rule, ...] = (
         r".*\.json",
         "{} has results of a detector in the form of COCO, not labels: give the json with `images` and `annotations`.",
         (r'"image_id"\s*:', r'"score"\s*:'),
-    ),
-    Content(
-        r".*\.json",
-        "{} looks like labelme's, which are complete json files with `shapes` and `imagePath`, one for each image.",
-        (r'"shapes"\s*:', r'"image(Path|Data)"\s*:'),
     ),
     Content(r".*\.json", "{} is Supervisely's: export the project as COCO or VOC.", (r'"classTitle"\s*:',)),
     Content(r".*\.json", "{} is of BDD100K or Scalabel: convert it to COCO.", (r'"box2d"\s*:',)),

@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
@@ -13,27 +13,33 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
+from rcnn.data.formats.beside import (
+    SPLIT_FOLDERS,
+    first_files,
+    folders_in,
+    has_images,
+    images_above,
+    sibling_images,
+)
 from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.formats.folders import (
     Folder,
     Folders,
     cached_folders,
     copy_images,
-    is_file,
     lost_classes,
     read_lines,
     write_text,
 )
-from rcnn.data.formats.xml_tree import MAX_XML_BYTES, MalformedXml, Node, parse_xml
+from rcnn.data.formats.xml_tree import MAX_XML_BYTES, MalformedXml, Node, is_cvat, parse_xml
 from rcnn.errors import DataError
-from rcnn.images.sources import is_image, is_results
-from rcnn.images.storage import Location, RemoteEntry, read_bytes, read_start, scan, slashed
+from rcnn.images.sources import is_image
+from rcnn.images.storage import Location, read_bytes, read_start, slashed
 
-SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
-_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
-_HEAD_BYTES, _MAX_INSPECTED = 4096, 20
-"""Number of bytes per xml file, and of files per folder, that are inspected to recognise annotations."""
+_SUFFIX = ".xml"
+_HEAD_BYTES = 4096
+"""Number of bytes per xml file that are inspected to recognise annotations."""
 
 
 def find(path: Location) -> Layout | None:
@@ -48,19 +54,19 @@ def find(path: Location) -> Layout | None:
     if not path.is_dir():
         return None
     has_xml = _has_xml(path)
-    if has_xml and not _has_images(path) and sibling_images(path) is not None:
+    if has_xml and not has_images(path) and sibling_images(path, _SUFFIX) is not None:
         return _layout(path.parent, path)
-    inner, lists = _folders(path), dict[str, tuple[Location, ...]]()
+    inner, lists = folders_in(path), dict[str, tuple[Location, ...]]()
     for split, names in SPLIT_FOLDERS.items():
         usual = (path / name / below for name in names for below in (".", "Annotations", "annotations"))
-        with_images = filter(_images_above, filter(_has_xml, (folder / name for folder in inner for name in names)))
+        with_images = filter(images_above, filter(_has_xml, (folder / name for folder in inner for name in names)))
         if found := next(chain(filter(_has_xml, usual), with_images), None):
             lists[split] = (found,)
-    if any(folder.parent == path and _images_above(folder) for (folder,) in lists.values()):
+    if any(folder.parent == path and images_above(folder) for (folder,) in lists.values()):
         path = path.parent  # the folder of annotations was given
     annotations = _annotation_folder(path)
     if annotations is None and not lists:
-        sets = [(child, found) for child in _folders(path) if (found := _annotation_folder(child)) is not None]
+        sets = [(child, found) for child in folders_in(path) if (found := _annotation_folder(child)) is not None]
         if len(sets) > 1:
             names = ", ".join(str(child) for child, _ in sets)
             raise DataError(f"{path}: several VOC data sets are here: {names}; give one of them")
@@ -92,8 +98,8 @@ def _annotation_folder(path: Location) -> Location | None:
     if _has_xml(path):  # next to the images, which may have other sets below them
         return None
     splits = {name for names in SPLIT_FOLDERS.values() for name in names}
-    folders = [folder for folder in _folders(path) if folder.name not in splits and _has_annotations(folder)]
-    beside = [folder for folder in folders if _has_images(path) or sibling_images(folder) is not None]
+    folders = [folder for folder in folders_in(path) if folder.name not in splits and _has_annotations(folder)]
+    beside = [folder for folder in folders if has_images(path) or sibling_images(folder, _SUFFIX) is not None]
     chosen = [folder for folder in beside if folder.name.lower() == "annotations"] or beside
     if len(chosen) > 1:
         names = ", ".join(map(str, chosen))
@@ -101,60 +107,21 @@ def _annotation_folder(path: Location) -> Location | None:
     return chosen[0] if chosen else None
 
 
-def _folders(path: Location) -> list[Location]:
-    """Return the folders in a folder that may be part of a data set; none if it can't be read."""
-    try:
-        with scan(path) as entries:  # `Path` would take seconds for a hundred thousand images
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
-    return [path / name for name in names if not is_results(path / name)]
-
-
 def _has_xml(folder: Location) -> bool:
-    return _has(folder, lambda entry: entry.name.lower().endswith(".xml"))
-
-
-def _has_images(folder: Location) -> bool:
-    return _has(folder, lambda entry: is_image(entry.name) and not entry.name.startswith(".") and is_file(entry))
-
-
-def _has(folder: Location, fits: Callable[["os.DirEntry[str] | RemoteEntry"], bool]) -> bool:
-    """Return whether an entry of a folder fits. The search ends at the first one."""
-    if not folder.is_dir():
-        return False
-    with scan(folder) as entries:
-        return any(map(fits, entries))
+    """Return whether one of the first xml files of a folder is not CVAT's, which has the labels of all images in it."""
+    return not all(map(is_cvat, first_files(folder, _SUFFIX)))
 
 
 def _has_annotations(folder: Location) -> bool:
     """Return whether one of the first xml files of a folder looks like an annotation; the folder has any name."""
     try:
-        names = (name for name in Folder(folder).names if name.lower().endswith(".xml"))
-        return any(_looks_like_annotation(folder / name) for name in islice(names, _MAX_INSPECTED))
+        return any(_looks_like_annotation(file) for file in first_files(folder, _SUFFIX) if not is_cvat(file))
     except OSError:
         return False
 
 
 def _looks_like_annotation(xml: Location) -> bool:
     return b"<annotation" in read_start(xml, _HEAD_BYTES).replace(b"\0", b"")  # UTF-16 too
-
-
-def sibling_images(annotations: Location) -> Location | None:
-    """Return the folder of images beside a folder of annotations: by its usual name, or by the names of its files."""
-    usual = (annotations.parent / name for name in _IMAGE_FOLDERS)
-    if known := next(filter(_has_images, usual), None) or _images_above(annotations):
-        return known
-    stems = (os.path.splitext(name)[0] for name in Folder(annotations).names if name.lower().endswith(".xml"))
-    stems = list(islice(stems, _MAX_INSPECTED))
-    siblings = (Folder(path) for path in _folders(annotations.parent) if path != annotations)
-    return next((folder.path for folder in siblings if any(map(folder.images, stems))), None)
-
-
-def _images_above(annotations: Location) -> Location | None:
-    """Return `images/train`, or the like, for `annotations/train` if it holds images."""
-    above = (annotations.parent.parent / name / annotations.name for name in _IMAGE_FOLDERS if name != ".")
-    return next(filter(_has_images, above), None)
 
 
 _PARENTS = ("size", "object", "bndbox")
@@ -242,7 +209,7 @@ def _image_folder(annotations: Location, folders: Folders) -> Folder:
     """Return the folder of the images: that of the xml files, or one next to it."""
     if any(map(is_image, folders(annotations).names)):
         return folders(annotations)
-    return folders(sibling_images(annotations) or annotations)
+    return folders(sibling_images(annotations, _SUFFIX) or annotations)
 
 
 def _base(text: str) -> str:
