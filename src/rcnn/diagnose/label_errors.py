@@ -141,9 +141,12 @@ def _of_image(
         certain = certainty(int(prediction.labels[detection]), float(prediction.scores[detection]))
         suggest("missing_label", detection, -1, certain * (1 - float(inside[detection])))
     support = (prediction.scores[:, None] * (overlap >= NEAR)).max(axis=0, initial=0)
+    shared = share_inside(truth.boxes, truth.boxes) * ~np.eye(len(truth.boxes), dtype=bool)
+    crowded = shared.max(axis=1, initial=0)  # an object behind others is often missed
     for about in np.flatnonzero(doubted).tolist():
         unsupported = max(1 - float(support[about]) / threshold, 0) if threshold else 0.0
-        suggest("spurious_label", -1, about, certainty.recall[int(truth.labels[about])] * unsupported)
+        found = certainty.recall[int(truth.labels[about])] * (1 - float(crowded[about]))
+        suggest("spurious_label", -1, about, found * unsupported)
     return suggestions
 
 
