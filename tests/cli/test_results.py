@@ -10,7 +10,7 @@ from PIL import Image
 
 from rcnn.config import Data
 from rcnn.data.dataset import Record
-from rcnn.data.formats.find import find_layout, open_dataset, read_list
+from rcnn.data.formats.find import find_layout, open_dataset, read_lists
 from rcnn.data.image_checks import ImageChecks
 from rcnn.data.proposals.read import read_proposals
 from rcnn.detector import Detector
@@ -63,8 +63,8 @@ def assert_read(records: Mapping[str, Record], names: tuple[str, ...], found: Ma
 @pytest.mark.parametrize("folder", ["", "below", "below/deeper"])
 def test_voc_results_are_read(found: dict[str, Result], tmp_path: Path, folder: str) -> None:
     layout = find_layout(tmp_path / "out/voc" / folder)
-    dataset = read_list(layout, "all", Data(), None, ImageChecks(layout.root, Data()))
-    assert dataset.faults == ()
+    (dataset,), faults = read_lists(layout.root, layout, Data(), ImageChecks(layout.root, Data()))
+    assert (faults, dataset.faults) == ([], ())
     assert dataset.names == NAMES
     in_folder = {name: result for name, result in found.items() if Path(name).parent == Path(folder)}
     assert_read({f"{folder}/{record.name}".strip("/"): record for record in dataset.records}, NAMES, in_folder)
