@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as oracle
@@ -105,6 +105,7 @@ def test_several_polygons_have_one_box() -> None:
     assert segment_of([[5, 6, 20, 6.5, 9, 30], [50, 2, 60.5, 3]]) == Segment("polygon", (5, 2, 60.5, 30))
 
 
+@example([[(0, 0), (0, 0), (1, 1)]], (0, 0, 0, 4))
 @given(polygons, st.tuples(coordinates, coordinates, coordinates, coordinates))
 def test_a_box_contradicts_polygons_by_its_iou(points: Any, box: Any) -> None:
     parts = [[number for point in part for number in point] for part in points]

@@ -176,7 +176,7 @@ def contradiction(box: Sequence[float], segmentation: Any) -> Segment | None:
             and x2 <= right + MAX_DIFFERENCE
             and y2 <= bottom + MAX_DIFFERENCE
         )
-        if inside and (x2 - x1) * (y2 - y1) >= _CLEAR_SHARE * width * height:
+        if inside and (x2 - x1) * (y2 - y1) >= _CLEAR_SHARE * width * height > 0:
             return None
     segment = segment_of(segmentation)
     x1, y1, x2, y2 = segment.box
